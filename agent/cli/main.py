@@ -1,0 +1,100 @@
+"""The command line: picks a command, hands it its arguments, turns what goes wrong into one line and an exit status.
+
+Each command is a module `agent.cli.<name>` with `HELP`, `EXAMPLE`, `configure(parser)` and `main(args) -> int`,
+imported only when it is the one that runs, so that `check` pays for nothing but YAML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import signal
+import struct
+import sys
+from typing import NoReturn
+
+from agent import __version__
+from agent.cli.fault import Failure
+
+COMMANDS = {
+    "demo": "show everything at once: a simulated plant, a broker, the agent, a central side",
+    "run": "run the agent",
+    "check": "validate a configuration without touching the network",
+    "read": "poll devices once and show raw words and values",
+    "write": "write one tag and read it back",
+    "simulate": "serve a configuration's devices as simulated ones",
+    "status": "ask the running agent how it is",
+    "watch": "the central side: show live twins, count what is lost, doubled or out of order",
+    "warm": "compile the kernels into the cache",
+    "schema": "print the JSON Schema of the configuration or of the MQTT bodies",
+}
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
+
+
+def unsupported_platform() -> str | None:
+    """Why this machine cannot run the agent, in plain words; None where it can."""
+    if not sys.platform.startswith("linux") or struct.calcsize("P") != 8:
+        return (
+            f"this is {platform.system()} on {struct.calcsize('P') * 8} bit; Edgetwin needs a 64-bit Linux "
+            "(on a Raspberry Pi: install the 64-bit Raspberry Pi OS)"
+        )
+    return None
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser with the options of one command; the others are only named, so that nothing is imported for them."""
+    parser = argparse.ArgumentParser(prog="edgetwin", description="Edge agent: Modbus, digital twins, MQTT.")
+    parser.add_argument("--version", action="version", version=f"edgetwin {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        if name != command:
+            subparsers.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(f"agent.cli.{name}")
+        chosen = subparsers.add_parser(
+            name,
+            help=summary,
+            description=module.HELP,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        chosen.add_argument("-v", "--verbose", action="store_true", help="show more")
+        chosen.add_argument("--log-level", choices=["error", "warning", "info", "debug"], help="how much to log")
+        module.configure(chosen)
+        chosen.set_defaults(main=module.main)
+    return parser
+
+
+def chosen_command(argv: list[str]) -> str | None:
+    """The first word of argv that is a command."""
+    return next((word for word in argv if word in COMMANDS), None)
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command; returns its exit status."""
+    why = unsupported_platform()
+    if why:
+        print(f"edgetwin: {why}", file=sys.stderr)
+        return EXIT_FAILED
+    args = build_parser(chosen_command(argv)).parse_args(argv)
+    try:
+        return int(args.main(args))
+    except Failure as failure:
+        print(f"edgetwin: {failure}", file=sys.stderr)
+        return failure.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader that left is no error of ours
+        return EXIT_DONE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"edgetwin: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
