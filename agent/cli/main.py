@@ -61,7 +61,9 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         chosen.add_argument("-v", "--verbose", action="store_true", help="show more")
-        chosen.add_argument("--log-level", choices=["error", "warning", "info", "debug"], help="how much to log")
+        chosen.add_argument(
+            "--log-level", choices=["error", "warning", "info", "debug"], help="how much to log"
+        )
         module.configure(chosen)
         chosen.set_defaults(main=module.main)
     return parser
@@ -87,7 +89,9 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader that left is no error of ours
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # a reader that left is no error of ours
         return EXIT_DONE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
