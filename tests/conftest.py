@@ -1,0 +1,34 @@
+"""Skips are listed here; on a machine with apt, where everything a test needs can be had, an unlisted one fails the run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+import pytest
+
+LISTED_SKIPS: Mapping[str, str] = {}
+"""Start of a test's node id -> why it may be skipped even on a machine with apt."""
+
+_unlisted: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not any(report.nodeid.startswith(start) for start in LISTED_SKIPS):
+        _unlisted.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped and report.nodeid not in LISTED_SKIPS:
+        _unlisted.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unlisted and shutil.which("apt-get") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for nodeid in _unlisted:
+        terminalreporter.write_line(f"skipped and not listed in tests/conftest.py: {nodeid}", red=True)
