@@ -7,7 +7,8 @@ kernel that forbids executable memory, EDGETWIN_KERNELS=numpy) the function stay
 each thing that went wrong becomes one plain line in `problems()`.
 
 The cache lives in $CACHE_DIRECTORY, or $NUMBA_CACHE_DIR, or ~/.cache/edgetwin, in a folder of its own that is safe to
-delete. numba writes it without fsync and crashes on a truncated file, so a MANIFEST of SHA-256 sums is checked before
+delete. Constants that kernels import must stand in a `columns.py` of their room (see `_settings_digest`). numba writes
+the cache without fsync and crashes on a truncated file, so a MANIFEST of SHA-256 sums is checked before
 numba is imported and what does not match is thrown away.
 """
 
@@ -47,6 +48,7 @@ class _Loader:
     folder: Path | None = None
     wiped: bool = False
     sealed: bool = True
+    complete: bool = True
     timings: list[tuple[str, float]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     compiled: set[int] = field(default_factory=set)
@@ -65,7 +67,9 @@ def cache_folder() -> Path | None:
             base = Path.home() / ".cache" / "edgetwin"
         except RuntimeError:
             return None
-    return base if base.name == FOLDER else base / FOLDER
+    if FOLDER in (base.name, base.parent.name):  # set by a parent process of ours
+        base = base.parent if base.name == FOLDER else base.parent.parent
+    return base / FOLDER / _settings_digest()
 
 
 def backend() -> Literal["numba", "numpy"]:
@@ -115,6 +119,11 @@ def warm() -> list[tuple[str, float]]:
         importlib.import_module(f"{package.name}.{path.parent.name}.kernels")
     seal()
     return list(_loader.timings)
+
+
+def kept() -> bool:
+    """True when compiled kernels run and lie whole in the cache."""
+    return _loader.numba is not None and _loader.folder is not None and _loader.complete
 
 
 def seal() -> None:
@@ -225,6 +234,17 @@ def _drop_damaged(folder: Path) -> None:
             _loader.wiped = True
             _wipe(folder)
             return
+
+
+def _settings_digest() -> str:
+    """Names the cache after the constants that kernels take from columns.py files.
+
+    numba bakes them in but looks at the kernels' own file alone, so a changed constant would go unnoticed.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*/columns.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,0 +1,71 @@
+"""The columns of one tag's scalar state, and the settings of the model: plain numbers for kernels and references.
+
+The settings were found by measurement; only order, horizon and interval can be configured.
+"""
+
+from __future__ import annotations
+
+Y = 0  # last level, filled with own forecasts while samples are missing
+REAL = 1  # last real sample: the last-value expert
+SCALE = 2  # exponentially weighted mean of |difference|
+MEAN = 3  # slow mean: the level term's centre
+SIGMA = 4  # scale of the scaled innovations, for the Huber weight
+CHANGES = 5  # differences that SCALE has seen
+STEP = 6  # steps of the tag's own period since its first sample, missing ones too
+SEEN = 7  # real samples
+LOW = 8  # range seen, slowly forgotten
+HIGH = 9
+SMOOTH_FAST = 10  # exponential smoothers
+SMOOTH_SLOW = 11
+MISSING = 12  # steps missing since the last real sample
+SMALLEST = 13  # smallest change seen that is not zero: the quantum where none is given
+TIME = 14  # of the last step
+PERIOD = 15
+QUANTUM = 16  # 0: not known
+INNOVATION = 17  # sample minus the forecast made one step before; NaN when there was none
+SCALARS = 18
+
+EXPERTS = 5  # last value, fast smoother, slow smoother, AR of order 2, AR of order p
+MIXED = EXPERTS  # the experts' mixture, judged against the last value like one more expert
+PLAIN = EXPERTS + 1  # error column: the last value over the mixture's longer memory
+JUDGED = EXPERTS + 2
+COMBINED = (
+    EXPERTS + 1
+)  # what a ring slot keeps beside: the forecast published, its half width, how much it was widened
+HALF = EXPERTS + 2
+WIDENING = EXPERTS + 3
+KEPT = EXPERTS + 4
+
+Q = 0  # interval: multiple of the mean error
+ERROR = 1  # interval: exponentially weighted mean of |error|
+COUNT = 2  # interval: errors seen
+INTERVAL = 3
+
+INPUT_TERMS = 5  # regressors of one exogenous input: its level and its last four changes
+X_LAST = 0
+X_MEAN = 1
+X_SCALE = 2
+X_COUNT = 3
+X_CHANGES = 4  # and three more
+X_STATE = 8
+
+FORGET = 0.998  # of the least squares
+PRIOR = 10.0  # weight of the prior "nothing changes", re-injected at each step
+HUBER = 3.0
+SHORT = 2  # the nested order
+CLIP = 20.0  # of scaled regressors
+LEVEL_CLIP = 1000.0
+FAST = 0.3
+SLOW = 0.05
+ETA = 10.0  # sharpness of the experts' weights
+ETA_MIXED = 100.0  # of the mixture against the last value: where nothing can be foretold, nothing is
+MEMORY_MIXED = 0.999
+MARGIN_MIXED = 0.01
+MEMORY = 0.995  # of the experts' errors
+RANGE_FORGET = 1.0 / 5000.0
+FIRST_FORECAST = 30  # real samples before a forecast is shown
+Q_START = 1.645
+Q_GAIN = 0.05
+ERROR_RATE = 0.03
+TINY = 1e-290  # a scale below it is none
+HUGE = 1e300  # a sample beyond it is missing
