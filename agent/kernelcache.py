@@ -293,4 +293,4 @@ def _words(error: Exception) -> str:
 
 def _say(words: str) -> None:
     _loader.problems.append(words)
-    log.warning(words)
+    log.info(words)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-
-from agent.sealing import StateDamaged
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 DAMAGED = ".damaged"
+log = logging.getLogger("edgetwin")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o640) -> None:
@@ -38,27 +38,42 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o640) -> None:
         os.close(folder)
 
 
-def read_or_set_aside(
-    path: Path, decode: Callable[[bytes], T], *, say: Callable[[str], None] = lambda words: None
-) -> T | None:
-    """decode(the file's bytes); None when there is no file, or when it cannot be used.
+@overload
+def read_or_set_aside(path: Path) -> bytes | None: ...
 
-    When `decode` raises StateDamaged the file is renamed to NAME.damaged (over an older one) and `say` gets the words.
+
+@overload
+def read_or_set_aside(path: Path, decode: Callable[[bytes], T]) -> T | None: ...
+
+
+def read_or_set_aside(path: Path, decode: Callable[[bytes], T] | None = None) -> T | bytes | None:
+    """The file's bytes, or decode(bytes); None when there is no file, or when it cannot be used.
+
+    A file that is empty (what a power cut leaves), or for which `decode` raises ValueError, is renamed to NAME.damaged
+    (over an older one) and a warning is logged.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        say(f"{path}: cannot be read ({error.strerror}); starting anew")
+        log.warning("%s cannot be read (%s); starting without it", path, error.strerror)
         return None
     try:
-        return decode(data)
-    except StateDamaged as why:
-        aside = path.with_name(path.name + DAMAGED)
-        try:
-            path.replace(aside)
-            say(f"{path}: {why}; moved to {aside.name}, starting anew")
-        except OSError as error:
-            say(f"{path}: {why}, and cannot be moved aside ({error.strerror}); starting anew")
+        if not data:
+            raise ValueError("it is empty")
+        return data if decode is None else decode(data)
+    except ValueError as why:
+        set_aside(path, str(why))
         return None
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Renames a damaged file to NAME.damaged and logs why."""
+    aside = path.with_name(path.name + DAMAGED)
+    try:
+        path.replace(aside)
+    except OSError as error:
+        log.warning("%s is damaged (%s) and cannot be moved aside (%s)", path, why, error.strerror)
+    else:
+        log.warning("%s is damaged (%s); moved to %s, starting without it", path, why, aside.name)

@@ -7,7 +7,7 @@ import argparse
 HELP = (
     "Compiles every kernel into the cache ($CACHE_DIRECTORY, or $NUMBA_CACHE_DIR, or ~/.cache/edgetwin) and makes it "
     "durable. An installer's step: run it as the service's user, with the service's environment. "
-    "Exit 1 when the kernels cannot be compiled or kept; the agent then runs all the same, slower or with a slower start."
+    "Exit 1 when they cannot be compiled or kept; the agent then runs all the same, slower or with a slower start."
 )
 EXAMPLE = "sudo -u edgetwin CACHE_DIRECTORY=/var/cache/edgetwin edgetwin warm"
 

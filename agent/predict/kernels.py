@@ -1,6 +1,6 @@
 """The predictor's compiled kernels: one call moves the models of all due tags by one step.
 
-Arrays are one row per tag, see `agent.predict.model.State` for shapes. `agent.predict.reference` computes the same in
+Arrays are one row per tag, see `agent.predict.state.State` for shapes. `agent.predict.reference` computes the same in
 plain NumPy: the tests' oracle and the fallback. Equations: exponentially weighted least squares in information form
 with the prior re-injected (so R stays above PRIOR * I for ever), Huber-weighted, on scaled differences plus a level
 term; experts combined by exponential weights (Vovk 1990); intervals by multiplicative quantile tracking
@@ -25,6 +25,8 @@ TIME, PERIOD, QUANTUM, INNOVATION = c.TIME, c.PERIOD, c.QUANTUM, c.INNOVATION
 EXPERTS, MIXED, PLAIN, COMBINED, HALF, WIDENING = c.EXPERTS, c.MIXED, c.PLAIN, c.COMBINED, c.HALF, c.WIDENING
 ETA_MIXED, MEMORY_MIXED, MARGIN_MIXED = c.ETA_MIXED, c.MEMORY_MIXED, c.MARGIN_MIXED
 Q, ERROR, COUNT = c.Q, c.ERROR, c.COUNT
+JUDGED_SHOWN, SUM_ERROR, SUM_LAST = c.JUDGED_SHOWN, c.SUM_ERROR, c.SUM_LAST
+SUM_INSIDE, SUM_WIDTH = c.SUM_INSIDE, c.SUM_WIDTH
 INPUT_TERMS, X_LAST, X_MEAN, X_SCALE, X_COUNT = c.INPUT_TERMS, c.X_LAST, c.X_MEAN, c.X_SCALE, c.X_COUNT
 X_CHANGES, X_STATE = c.X_CHANGES, c.X_STATE
 FORGET, PRIOR, HUBER, SHORT, CLIP, LEVEL_CLIP = c.FORGET, c.PRIOR, c.HUBER, c.SHORT, c.CLIP, c.LEVEL_CLIP
@@ -243,6 +245,12 @@ def judge(s: Floats, ring: Floats, horizon: Ints, errors: Floats, band: Floats, 
         elif ring[slot, HALF] > floor:  # at the floor a smaller multiple would change nothing
             band[j, Q] = max(band[j, Q] * np.exp(-Q_GAIN * alpha), 1e-3)
         band[j, COUNT] += 1.0
+        if s[STEP] - h >= FIRST_FORECAST - 1.0:
+            band[j, JUDGED_SHOWN] += 1.0
+            band[j, SUM_ERROR] += error
+            band[j, SUM_LAST] += abs(s[REAL] - ring[slot, 0])
+            band[j, SUM_INSIDE] += 1.0 if error <= ring[slot, HALF] else 0.0
+            band[j, SUM_WIDTH] += 2.0 * ring[slot, HALF]
         error /= ring[slot, WIDENING]
         if band[j, COUNT] > 20.0:
             error = min(error, 5.0 * max(band[j, ERROR], s[SCALE]))

@@ -213,6 +213,10 @@ def _judge(
         lowered = np.where(kept[:, c.HALF] > floor, np.maximum(q * np.exp(-c.Q_GAIN * alpha), 1e-3), q)
         band[judged, j, c.Q] = np.where(error > kept[:, c.HALF], raised, lowered)[judged]
         band[judged, j, c.COUNT] += 1.0
+        booked = made & (s[:, c.STEP] - h >= c.FIRST_FORECAST - 1.0)
+        half = kept[:, c.HALF]
+        book = np.column_stack([np.ones(len(s)), error, miss[:, 0], error <= half, 2.0 * half])
+        band[booked, j, c.JUDGED_SHOWN :] += book[booked]
         error = error / kept[:, c.WIDENING]
         count, mean = band[:, j, c.COUNT], band[:, j, c.ERROR]
         error = np.where(count > 20.0, np.minimum(error, 5.0 * np.maximum(mean, s[:, c.SCALE])), error)

@@ -5,10 +5,7 @@ Pure: values and times are handed in, nothing is read or written. Equations and 
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,63 +13,15 @@ from numpy.typing import NDArray
 
 from agent.kernelcache import choose
 from agent.predict import columns as c
-from agent.predict import kernels, reference
-from agent.sealing import StateDamaged, seal, unseal
+from agent.predict import kernels, reference, saved
+from agent.predict.saved import StateDamaged as StateDamaged
+from agent.predict.state import fresh
 from agent.twin.records import Forecasts, Key
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-KIND, VERSION = "models", 1
-OF_HORIZON = ("ring", "errors", "band")
-"""State that depends on the horizons; the rest outlives a change of them."""
 SLICE = 500
 """Tags per call that keep one call under a millisecond; a caller with a deadline yields between slices."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the models know: one row per tag. n = order + 2 + 5 per input of the tag that has most of them.
-
-    Every array is C-contiguous, so that a row of any of them is plain bytes (that is how it is saved).
-    """
-
-    scalars: Floats  # (tags, columns.SCALARS)
-    lags: Floats  # (tags, order): the newest difference first
-    regressors: Floats  # (tags, n): of the next step
-    packed: Floats  # (tags, n (n + 1) / 2): lower triangle of the information matrix, row by row
-    side: Floats  # (tags, n)
-    thetas: Floats  # (tags, 2, n): coefficients of the short order and of the full one
-    ring: Floats  # (tags, sum of horizons, columns.KEPT): forecasts not judged yet
-    errors: Floats  # (tags, horizons, columns.JUDGED): discounted absolute errors
-    band: Floats  # (tags, horizons, columns.INTERVAL)
-    inputs: Floats  # (tags, inputs, columns.X_STATE)
-
-
-def fresh(tags: int, *, order: int, horizon: tuple[int, ...], inputs: int) -> State:
-    """The state of models that have seen nothing."""
-    n = order + 2 + inputs * c.INPUT_TERMS
-    scalars = np.zeros((tags, c.SCALARS))
-    scalars[:, c.SIGMA] = 1.0
-    scalars[:, c.SMALLEST] = np.inf
-    scalars[:, c.PERIOD] = 1.0
-    scalars[:, c.TIME] = np.nan
-    scalars[:, c.INNOVATION] = np.nan
-    packed = np.zeros((tags, n * (n + 1) // 2))
-    packed[:, [(i + 1) * (i + 2) // 2 - 1 for i in range(n)]] = c.PRIOR
-    band = np.zeros((tags, len(horizon), c.INTERVAL))
-    band[:, :, c.Q] = c.Q_START
-    return State(
-        scalars=scalars,
-        lags=np.zeros((tags, order)),
-        regressors=np.zeros((tags, n)),
-        packed=packed,
-        side=np.zeros((tags, n)),
-        thetas=np.zeros((tags, 2, n)),
-        ring=np.full((tags, sum(horizon), c.KEPT), np.nan),
-        errors=np.zeros((tags, len(horizon), c.JUDGED)),
-        band=band,
-        inputs=np.zeros((tags, inputs, c.X_STATE)),
-    )
 
 
 class Predictor:
@@ -135,6 +84,8 @@ class Predictor:
             np.full((len(self.keys), len(self._horizon)), np.nan) for _ in "123"
         )
         self._no_inputs = np.empty(0)
+        self.made = 0
+        """Forecasts made so far, all horizons counted."""
         self._shapes = list(shapes) if shapes is not None else [""] * len(self.keys)
         self._step = choose(kernels.step, reference.step)
 
@@ -170,6 +121,7 @@ class Predictor:
             self._lower,
             self._upper,
         )
+        self.made += int(np.count_nonzero(np.isfinite(self._y[slots])))
 
     @staticmethod
     def parts(count: int) -> Iterator[slice]:
@@ -251,24 +203,27 @@ class Predictor:
             b=b,
         )
 
-    def _identity(self, slot: int) -> list[Any]:
-        """What a saved model of this tag must agree with to be used."""
-        key = self.keys[slot]
-        period = float(self.state.scalars[slot, c.PERIOD])
-        return [*key, period, self._shapes[slot], [list(of) for of in self.inputs.get(key, ())]]
+    def scores(self) -> dict[str, dict[str, float | int | None]]:
+        """How good the shown forecasts of the first horizon were so far: {"device/tag": {"n", "skill", "coverage"}}.
+
+        skill = 1 - mean absolute error / that of "no change"; coverage = share of samples inside the interval.
+        """
+        book = self.state.band[:, self._shown[0]]
+        scores: dict[str, dict[str, float | int | None]] = {}
+        for (device, tag), row in zip(self.keys, book, strict=True):
+            n, last = int(row[c.JUDGED_SHOWN]), row[c.SUM_LAST]
+            scores[f"{device}/{tag}"] = {
+                "n": n,
+                "skill": float(1.0 - row[c.SUM_ERROR] / last) if last > 0.0 else None,
+                "coverage": float(row[c.SUM_INSIDE] / n) if n else None,
+            }
+        return scores
 
     def save(self) -> bytes:
         """All models in an envelope with version and checksum; `restore` of an equal predictor goes on bit for bit."""
-        arrays = [(field.name, getattr(self.state, field.name)) for field in fields(State)]
-        head = {
-            "order": self.order,
-            "horizon": [int(h) for h in self._horizon],
-            "tags": [self._identity(slot) for slot in range(len(self.keys))],
-            "arrays": {name: array.shape for name, array in arrays},
-        }
-        text = json.dumps(head).encode()
-        body = b"".join(array.tobytes() for _, array in arrays)
-        return seal(KIND, VERSION, struct.pack("<I", len(text)) + text + body)
+        return saved.dump(
+            self.state, order=self.order, horizon=self._horizon.tolist(), tags=self._identities()
+        )
 
     def restore(self, data: bytes, *, offset: float | None = None) -> int:
         """Takes the models of `save` for the tags that are still the same; returns how many.
@@ -277,34 +232,14 @@ class Predictor:
         restart; then the next sample counts as one after a break. Models of another order or with other inputs
         start anew; with other horizons the coefficients stay. Raises StateDamaged.
         """
-        head, saved = _open(unseal(KIND, VERSION, data))
+        head, other = saved.load(data)
         if head["order"] != self.order:
             return 0
-        known = {json.dumps(identity): row for row, identity in enumerate(head["tags"])}
-        same_horizon = head["horizon"] == [int(h) for h in self._horizon]
-        pairs = [
-            (slot, known[name])
-            for slot in range(len(self.keys))
-            if (name := json.dumps(self._identity(slot))) in known
-        ]
-        if not pairs:
-            return 0
-        slots, rows = (np.array(side, dtype=np.int64) for side in zip(*pairs, strict=True))
-        quantum = self.state.scalars[slots, c.QUANTUM]
-        for field in fields(State):
-            mine, other = getattr(self.state, field.name), saved[field.name]
-            if field.name in OF_HORIZON:
-                if same_horizon:
-                    mine[slots] = other[rows]
-            elif field.name == "packed" or mine.ndim < 2 or mine.shape[1:] == other.shape[1:]:
-                width = min(mine.shape[1], other.shape[1])
-                mine[slots, :width] = other[rows, :width]
-            else:  # the tag with most inputs came or went; nobody's own terms are beyond the narrower of both
-                common = [min(sizes) for sizes in zip(mine.shape[1:], other.shape[1:], strict=True)]
-                cut: tuple[Any, ...] = tuple(slice(0, size) for size in common)
-                mine[(slots, *cut)] = other[(rows, *cut)]
+        quantum = self.state.scalars[:, c.QUANTUM].copy()
+        same = head["horizon"] == self._horizon.tolist()
+        slots = saved.take(self.state, other, mine=self._identities(), theirs=head["tags"], same_horizon=same)
         scalars = self.state.scalars
-        scalars[slots, c.QUANTUM] = quantum
+        scalars[:, c.QUANTUM] = quantum
         if offset is None:
             began = slots[scalars[slots, c.SEEN] > 0]
             scalars[began, c.TIME] = np.nan
@@ -312,21 +247,12 @@ class Predictor:
             self.state.ring[began] = np.nan
         else:
             scalars[slots, c.TIME] += offset
-        return len(pairs)
+        return len(slots)
 
-
-def _open(payload: bytes) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Header and arrays of a saved state, views of its bytes. Raises StateDamaged."""
-    try:
-        (length,) = struct.unpack_from("<I", payload)
-        head = json.loads(payload[4 : 4 + length])
-        at = 4 + length
-        saved: dict[str, Floats] = {}
-        for field in fields(State):
-            shape = tuple(int(size) for size in head["arrays"][field.name])
-            count = int(np.prod(shape))
-            saved[field.name] = np.frombuffer(payload, dtype="<f8", count=count, offset=at).reshape(shape)
-            at += 8 * count
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise StateDamaged(f"it does not hold models as this version writes them ({error})") from None
-    return head, saved
+    def _identities(self) -> list[list[Any]]:
+        """What a saved model of each tag must agree with to be used."""
+        periods = self.state.scalars[:, c.PERIOD].tolist()
+        return [
+            [*key, period, shape, [list(of) for of in self.inputs.get(key, ())]]
+            for key, period, shape in zip(self.keys, periods, self._shapes, strict=True)
+        ]

@@ -1,0 +1,294 @@
+"""Health scores: how unlike its commissioning a tag and a device behave. 1: as always; 0: nothing like it.
+
+Two parts per tag, since an adaptive model learns a slow fault away: the fast one is the innovation against its own
+spread, the slow one the level against a reference frozen when commissioning ends. z = log(.05 + the larger of both,
+each over its median while learning); score = 1 - 1 / (1 + exp(-(a z + b))). Without labels a and b are set by two
+quantiles of the commissioning data (anomaly .01 at the median, .5 at the 99.5 % quantile): that is an alert, not a
+probability. A device's anomaly is its worst tag's, less log(tags), which is what the largest of so many quiet tags
+reaches by chance. Pure: values and times are handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config.types import Config, HealthConfig
+from agent.predict import columns as c
+from agent.predict.predictor import Predictor
+from agent.predict.rules import Rules
+from agent.twin.records import Event, HealthView, Key
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+RATE = 0.1  # of the smoothed parts
+SPREAD_RATE = 0.002
+CLIP = 8.0
+FLOOR = 0.05
+MOVES_WANTED = 10
+"""Changes that a tag must have shown before its commissioning ends; one that never moves teaches nothing."""
+WINDOW = 1000
+"""Samples kept while learning; a longer commissioning keeps every second, third, ... of them."""
+HYSTERESIS = 0.1
+CAUSES = 5
+LOG_99 = math.log(99.0)
+LOGIT_CLIP = 50.0
+
+
+@dataclass
+class _Device:
+    """One device's score and its alarm."""
+
+    name: str
+    config: HealthConfig
+    slots: Ints
+    score: float | None = None
+    causes: tuple[str, ...] = ()
+    since: float | None = None  # when it began to be under the alarm limit, or over it again while raised
+    raised: bool = False
+
+
+@dataclass
+class _Learning:
+    """What is kept of each tag until its reference is frozen: level, value and fast part of up to WINDOW samples."""
+
+    every: Ints  # keep each so many-th sample
+    kept: Ints
+    window: Floats = field(repr=False)  # (tags, WINDOW at most, 3)
+
+
+class Health:
+    """Scores of all devices that have predicted tags; a device without a `health:` section has the defaults.
+
+    keys, predictor: the predicted tags and their models, in the same order. What was learnt lies in the predictor's
+    state, so it is saved and restored with the models.
+    """
+
+    def __init__(self, config: Config, keys: Sequence[Key], predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._keys = tuple(keys)
+        self._devices: list[_Device] = []
+        self._device_of = np.full(len(self._keys), -1, dtype=np.int64)
+        self._warmup = np.full(len(self._keys), 0, dtype=np.int64)
+        for name in dict.fromkeys(device for device, _ in self._keys):
+            mine = {tag: slot for slot, (device, tag) in enumerate(self._keys) if device == name}
+            setting = config.health.get(name) or HealthConfig(tags=tuple(mine))
+            slots = np.array([mine[tag] for tag in setting.tags if tag in mine], dtype=np.int64)
+            if slots.size:
+                self._device_of[slots] = len(self._devices)
+                self._warmup[slots] = max(setting.warmup, 2 * MOVES_WANTED)
+                self._devices.append(_Device(name, setting, slots))
+        self._logit = np.full(len(self._keys), np.nan)
+        self._z = np.full(len(self._keys), np.nan)
+        longest = int(min(self._warmup.max(initial=1), WINDOW))
+        self._learning: _Learning | None = _Learning(
+            every=np.maximum(1, -(-self._warmup // WINDOW)),
+            kept=np.zeros(len(self._keys), dtype=np.int64),
+            window=np.empty((len(self._keys), longest, 3)),
+        )
+        self._rules = Rules(config, self._keys)
+
+    def update(self, slots: Ints, value: Floats, t: float) -> list[Event]:
+        """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns what is new.
+
+        A missing sample says nothing of health: its tag has no score until the next one.
+        """
+        watched = self._device_of[slots] >= 0
+        real = watched & np.isfinite(value) & (np.abs(value) <= c.HUGE)
+        self._logit[slots[watched & ~real]] = np.nan
+        touched = np.unique(self._device_of[slots[watched]])
+        slots, value = slots[real], value[real]
+        if slots.size:
+            columns = self._predictor.state.health
+            self._begin(columns, slots, value)
+            self._move(columns, slots, value)
+            if self._learning is not None:
+                self._learn(columns, slots, value, self._learning)
+            self._judge(columns, slots)
+        events = self._rules.update(self._predictor.state.health, slots, value, t)
+        for index in touched:
+            events += self._weigh(self._devices[index], t)
+        return events
+
+    def views(self) -> Mapping[str, HealthView]:
+        """Every device's score, its tags' scores and the tags that pull it down most."""
+        scores = _score(self._logit)
+        return {
+            device.name: HealthView(
+                score=device.score,
+                tags={
+                    self._keys[slot][1]: None if math.isnan(scores[slot]) else float(scores[slot])
+                    for slot in device.slots
+                },
+                causes=device.causes,
+            )
+            for device in self._devices
+        }
+
+    def relearn(self, device: str) -> bool:
+        """Forgets a device's reference and starts its commissioning anew; False when there is no such device."""
+        found = [one for one in self._devices if one.name == device]
+        for one in found:
+            self._predictor.state.health[one.slots] = np.nan
+            self._logit[one.slots] = np.nan
+            if self._learning is None:
+                window = np.empty((len(self._keys), int(min(self._warmup.max(), WINDOW)), 3))
+                every = np.maximum(1, -(-self._warmup // WINDOW))
+                self._learning = _Learning(every, np.zeros(len(self._keys), dtype=np.int64), window)
+            self._learning.kept[one.slots] = 0
+        return bool(found)
+
+    def _begin(self, columns: Floats, slots: Ints, value: Floats) -> None:
+        new = np.isnan(columns[slots, c.SAMPLES])
+        if new.any():
+            columns[slots[new]] = 0.0
+            columns[slots[new], c.LEVEL] = columns[slots[new], c.LAST] = value[new]
+        lost = (columns[slots, c.LEARNT] == 0.0) & (columns[slots, c.SAMPLES] > 0.0)
+        if (
+            self._learning is not None and lost.any()
+        ):  # restored in the middle of learning: the window is not saved
+            lost &= self._learning.kept[slots] == 0
+            columns[slots[lost], c.SAMPLES] = 0.0
+
+    def _move(self, columns: Floats, slots: Ints, value: Floats) -> None:
+        """Both parts of each tag, one sample on."""
+        h = columns[slots]
+        h[:, c.SAMPLES] += 1.0
+        size = np.abs(self._predictor.innovation(slots))
+        known = np.isfinite(size)
+        spread = h[:, c.SPREAD]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            z = np.where(
+                spread > 0.0, np.minimum(size / (1.25 * spread), CLIP), np.where(size > 0.0, CLIP, 0.0)
+            )
+            early = h[:, c.SAMPLES] <= 30.0
+            clipped = np.where(early, size, np.minimum(size, 4.0 * np.maximum(spread, c.TINY)))
+        # A spread frozen with the reference would call every later change of noise a fault for ever; it goes on slowly.
+        moved = spread + np.maximum(1.0 / h[:, c.SAMPLES], SPREAD_RATE) * (clipped - spread)
+        h[:, c.SPREAD] = np.where(known, moved, spread)
+        h[:, c.FAST_PART] += np.where(known, RATE * (z - h[:, c.FAST_PART]), 0.0)
+        h[:, c.LEVEL] += RATE * (value - h[:, c.LEVEL])
+        still = value == h[:, c.LAST]
+        h[:, c.STILL] = np.where(still, h[:, c.STILL] + 1.0, 0.0)
+        h[:, c.LAST] = value
+        learning = h[:, c.LEARNT] == 0.0
+        h[:, c.MOVES] += learning & ~still
+        h[:, c.LONGEST_STILL] = np.where(
+            learning, np.maximum(h[:, c.LONGEST_STILL], h[:, c.STILL]), h[:, c.LONGEST_STILL]
+        )
+        columns[slots] = h
+
+    def _learn(self, columns: Floats, slots: Ints, value: Floats, learning: _Learning) -> None:
+        open_ = columns[slots, c.LEARNT] == 0.0
+        if not open_.any():
+            if np.all(columns[self._device_of >= 0, c.LEARNT] == 1.0):
+                self._learning = None  # frees the windows
+            return
+        slots, value = slots[open_], value[open_]
+        samples = columns[slots, c.SAMPLES].astype(np.int64)
+        due = samples % learning.every[slots] == 0
+        chosen = slots[due]
+        place = learning.kept[chosen] % learning.window.shape[1]
+        learning.window[chosen, place, 0] = columns[chosen, c.LEVEL]
+        learning.window[chosen, place, 1] = value[due]
+        learning.window[chosen, place, 2] = columns[chosen, c.FAST_PART]
+        learning.kept[chosen] += 1
+        ready = (samples >= self._warmup[slots]) & (columns[slots, c.MOVES] >= MOVES_WANTED)
+        for slot in slots[ready]:
+            count = min(int(learning.kept[slot]), learning.window.shape[1])
+            freeze(columns[slot], learning.window[slot, :count])
+
+    def _judge(self, columns: Floats, slots: Ints) -> None:
+        slots = slots[columns[slots, c.LEARNT] == 1.0]
+        h = columns[slots]
+        self._z[slots] = anomaly(h[:, c.FAST_PART], h[:, c.LEVEL], h)
+        logit = h[:, c.GAIN] * self._z[slots] + h[:, c.BIAS]
+        self._logit[slots] = np.clip(logit, -LOGIT_CLIP, LOGIT_CLIP)
+
+    def _weigh(self, device: _Device, t: float) -> list[Event]:
+        """The device's score from its tags', and its alarm."""
+        logits = self._logit[device.slots]
+        known = np.isfinite(logits)
+        if not known.any():
+            device.score, device.since = None, None
+            return []
+        if device.config.calibrate is not None:
+            a, b = device.config.calibrate
+            worst = a * float(np.max(self._z[device.slots][known])) + b
+        else:
+            worst = float(np.max(logits[known])) - math.log(int(known.sum()))
+        device.score = float(_score(np.array([worst]))[0])
+        order = np.argsort(-np.where(known, logits, -np.inf), kind="stable")[:CAUSES]
+        low = [i for i in order if known[i] and logits[i] > 0.0] or [int(order[0])]
+        device.causes = (
+            tuple(self._keys[device.slots[i]][1] for i in low) if device.score < device.config.alarm else ()
+        )
+        return self._alarm(device, t)
+
+    def _alarm(self, device: _Device, t: float) -> list[Event]:
+        """Raised after `hold` seconds under the limit, cleared after as long above limit and hysteresis."""
+        limit, score = device.config.alarm, device.score
+        assert score is not None
+        turned = score < limit if not device.raised else score > min(limit + HYSTERESIS, 0.5 * (1.0 + limit))
+        if not turned:
+            device.since = None
+            return []
+        if device.since is None:
+            device.since = t
+        if t - device.since < device.config.hold:
+            return []
+        device.raised, device.since = not device.raised, None
+        names = ", ".join(device.causes)
+        text = (
+            f"maintenance required: {device.name} does not behave as it did when commissioned ({names})"
+            if device.raised
+            else f"{device.name} behaves as it did when commissioned"
+        )
+        return [
+            Event(
+                device=device.name,
+                name="health_low",
+                severity="warning",
+                state="raised" if device.raised else "cleared",
+                text=text,
+                t=t,
+                value=score,
+                limit=limit,
+                causes=device.causes,
+                alarm=True,
+            )
+        ]
+
+
+def anomaly(fast: Floats, level: Floats, reference: Floats) -> Floats:
+    """z of the two parts against frozen references (rows of health columns), shape as `fast`."""
+    with np.errstate(over="ignore"):
+        slow = np.abs(level - reference[..., c.REF_LEVEL]) / (1.25 * reference[..., c.REF_SPREAD])
+        worst = np.maximum(fast / reference[..., c.REF_FAST], slow / reference[..., c.REF_SLOW])
+        return np.asarray(np.log(FLOOR + np.minimum(worst, 1e12)), dtype=np.float64)
+
+
+def freeze(row: Floats, window: Floats) -> None:
+    """Ends a tag's commissioning: reference, medians and the two-quantile logistic from its window (samples, 3)."""
+    skip = len(window) // 8  # the models themselves were only starting
+    level, value, fast = window[skip:].T
+    row[c.REF_LEVEL] = np.median(level)
+    row[c.REF_SPREAD] = max(float(np.mean(np.abs(value - row[c.REF_LEVEL]))), c.TINY)
+    row[c.REF_FAST] = max(float(np.median(fast)), 1e-3)
+    slow = np.abs(level - row[c.REF_LEVEL]) / (1.25 * row[c.REF_SPREAD])
+    row[c.REF_SLOW] = max(float(np.median(slow)), 1e-3)
+    z = anomaly(fast, level, row)
+    middle, high = np.quantile(z, [0.5, 0.995])
+    row[c.GAIN] = LOG_99 / max(high - middle, 0.5)
+    row[c.BIAS] = -row[c.GAIN] * max(high, middle + 0.5)
+    row[c.LEARNT] = 1.0
+
+
+def _score(logit: Floats) -> Floats:
+    """1 - 1 / (1 + exp(-logit)); NaN stays NaN."""
+    return np.asarray(1.0 - 1.0 / (1.0 + np.exp(-np.clip(logit, -LOGIT_CLIP, LOGIT_CLIP))), dtype=np.float64)
