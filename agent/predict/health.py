@@ -34,6 +34,8 @@ MOVES_WANTED = 10
 """Changes that a tag must have shown before its commissioning ends; one that never moves teaches nothing."""
 WINDOW = 1000
 """Samples kept while learning; a longer commissioning keeps every second, third, ... of them."""
+FREEZES = 10
+"""References frozen in one call (some 60 us each); the rest wait for their next sample, so that no scan is late."""
 HYSTERESIS = 0.1
 CAUSES = 5
 LOG_99 = math.log(99.0)
@@ -83,6 +85,7 @@ class Health:
                 self._device_of[slots] = len(self._devices)
                 self._warmup[slots] = max(setting.warmup, 2 * MOVES_WANTED)
                 self._devices.append(_Device(name, setting, slots))
+        self._unseen = np.ones(len(self._keys), dtype=bool)
         self._logit = np.full(len(self._keys), np.nan)
         self._z = np.full(len(self._keys), np.nan)
         longest = int(min(self._warmup.max(initial=1), WINDOW))
@@ -94,7 +97,7 @@ class Health:
         self._rules = Rules(config, self._keys)
 
     def update(self, slots: Ints, value: Floats, t: float) -> list[Event]:
-        """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns what is new.
+        """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns events.
 
         A missing sample says nothing of health: its tag has no score until the next one.
         """
@@ -135,6 +138,7 @@ class Health:
         found = [one for one in self._devices if one.name == device]
         for one in found:
             self._predictor.state.health[one.slots] = np.nan
+            self._unseen[one.slots] = True
             self._logit[one.slots] = np.nan
             if self._learning is None:
                 window = np.empty((len(self._keys), int(min(self._warmup.max(), WINDOW)), 3))
@@ -144,16 +148,13 @@ class Health:
         return bool(found)
 
     def _begin(self, columns: Floats, slots: Ints, value: Floats) -> None:
-        new = np.isnan(columns[slots, c.SAMPLES])
+        """The first sample of each tag in this process: goes on where it was learnt, else starts its commissioning."""
+        new = self._unseen[slots]
         if new.any():
+            self._unseen[slots] = False
+            new &= columns[slots, c.LEARNT] != 1.0  # half a commissioning is not saved
             columns[slots[new]] = 0.0
             columns[slots[new], c.LEVEL] = columns[slots[new], c.LAST] = value[new]
-        lost = (columns[slots, c.LEARNT] == 0.0) & (columns[slots, c.SAMPLES] > 0.0)
-        if (
-            self._learning is not None and lost.any()
-        ):  # restored in the middle of learning: the window is not saved
-            lost &= self._learning.kept[slots] == 0
-            columns[slots[lost], c.SAMPLES] = 0.0
 
     def _move(self, columns: Floats, slots: Ints, value: Floats) -> None:
         """Both parts of each tag, one sample on."""
@@ -199,7 +200,7 @@ class Health:
         learning.window[chosen, place, 2] = columns[chosen, c.FAST_PART]
         learning.kept[chosen] += 1
         ready = (samples >= self._warmup[slots]) & (columns[slots, c.MOVES] >= MOVES_WANTED)
-        for slot in slots[ready]:
+        for slot in slots[ready][:FREEZES]:
             count = min(int(learning.kept[slot]), learning.window.shape[1])
             freeze(columns[slot], learning.window[slot, :count])
 
