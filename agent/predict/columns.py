@@ -23,7 +23,9 @@ TIME = 14  # of the last step
 PERIOD = 15
 QUANTUM = 16  # 0: not known
 INNOVATION = 17  # sample minus the forecast made one step before; NaN when there was none
-SCALARS = 18
+DEVIATION = 18  # mean distance from the slow smoother
+FAR = 19  # samples in a row that were far from it
+SCALARS = 20
 
 EXPERTS = 5  # last value, fast smoother, slow smoother, AR of order 2, AR of order p
 MIXED = EXPERTS  # the experts' mixture, judged against the last value like one more expert
@@ -75,12 +77,20 @@ HEALTH = 17
 
 FORGET = 0.998  # of the least squares
 PRIOR = 10.0  # weight of the prior "nothing changes", re-injected at each step
+PRIOR_INPUT = (
+    0.1  # the same for the terms of exogenous inputs, which move seldom and are clipped as outliers at first
+)
 HUBER = 3.0
 SHORT = 2  # the nested order
 CLIP = 20.0  # of scaled regressors
 LEVEL_CLIP = 1000.0
 FAST = 0.3
 SLOW = 0.05
+FAR_TIMES = (
+    8.0  # of DEVIATION: so many samples in a row beyond it are a new level, and the means start from there
+)
+FAR_SAMPLES = 3.0
+ERROR_CAP = 20.0  # of the mean error: an outlier that all experts share must not drown what tells them apart
 ETA = 10.0  # sharpness of the experts' weights
 ETA_MIXED = 100.0  # of the mixture against the last value: where nothing can be foretold, nothing is
 MEMORY_MIXED = 0.999

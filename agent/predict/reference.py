@@ -204,7 +204,9 @@ def _judge(
         made = where & ~np.isnan(kept[:, c.COMBINED])
         miss = np.abs(s[:, [c.REAL]] - kept)
         short, long = errors[:, j, : c.EXPERTS], errors[:, j, c.MIXED : c.PLAIN + 1]
-        errors[made, j, : c.EXPERTS] = (c.MEMORY * short + miss[:, : c.EXPERTS])[made]
+        cap = c.ERROR_CAP * np.maximum(short[:, 0] * (1.0 - c.MEMORY), s[:, c.SCALE])
+        cap = np.where(s[:, c.STEP] - h < 50.0, np.inf, cap)[:, None]
+        errors[made, j, : c.EXPERTS] = (c.MEMORY * short + np.minimum(miss[:, : c.EXPERTS], cap))[made]
         errors[made, j, c.MIXED : c.PLAIN + 1] = (c.MEMORY_MIXED * long + miss[:, [c.MIXED, 0]])[made]
         judged = made & (s[:, c.STEP] - h >= 20.0)
         error = miss[:, c.COMBINED]
@@ -213,7 +215,7 @@ def _judge(
         lowered = np.where(kept[:, c.HALF] > floor, np.maximum(q * np.exp(-c.Q_GAIN * alpha), 1e-3), q)
         band[judged, j, c.Q] = np.where(error > kept[:, c.HALF], raised, lowered)[judged]
         band[judged, j, c.COUNT] += 1.0
-        booked = made & (s[:, c.STEP] - h >= c.FIRST_FORECAST - 1.0)
+        booked = made & (s[:, c.STEP] - h >= c.FIRST_FORECAST)
         half = kept[:, c.HALF]
         book = np.column_stack([np.ones(len(s)), error, miss[:, 0], error <= half, 2.0 * half])
         band[booked, j, c.JUDGED_SHOWN :] += book[booked]
@@ -241,7 +243,8 @@ def _learn(
     size = np.abs(target - np.sum(theta[where, 1] * z, axis=1))
     weight = np.where(size > c.HUBER * sigma, c.HUBER * sigma / size, 1.0)
     outer = weight[:, None, None] * z[:, :, None] * z[:, None, :]
-    whole = c.FORGET * _unpack(packed[where], n) + outer + (1.0 - c.FORGET) * c.PRIOR * np.eye(n)
+    prior = np.where(np.arange(n) < 2 + p, c.PRIOR, c.PRIOR_INPUT)
+    whole = c.FORGET * _unpack(packed[where], n) + outer + (1.0 - c.FORGET) * np.diag(prior)
     i, j = np.tril_indices(n)
     packed[where] = whole[:, i, j]
     side[where] = c.FORGET * side[where] + (weight * target)[:, None] * z
@@ -286,13 +289,19 @@ def _take(
     s[where, c.SEEN] += 1.0
     s[where, c.MISSING] = 0.0
     s[where, c.Y] = value[where]
-    rates = (
-        (c.MEAN, np.maximum(1.0 / s[:, c.SEEN], 0.005)),
-        (c.SMOOTH_FAST, c.FAST),
-        (c.SMOOTH_SLOW, c.SLOW),
-    )
-    for column, rate in rates:
-        s[where, column] = (s[:, column] + rate * (value - s[:, column]))[where]
+    rate = np.maximum(1.0 / s[:, c.SEEN], 0.005)
+    distance = np.abs(value - s[:, c.SMOOTH_SLOW])
+    for column, speed in ((c.MEAN, rate), (c.SMOOTH_FAST, c.FAST), (c.SMOOTH_SLOW, c.SLOW)):
+        s[where, column] = (s[:, column] + speed * (value - s[:, column]))[where]
+    deviation, late = s[:, c.DEVIATION], s[:, c.SEEN] > 50.0
+    far = np.where(late & (distance > c.FAR_TIMES * deviation), s[:, c.FAR] + 1.0, 0.0)
+    held = np.minimum(distance, c.FAR_TIMES * np.maximum(deviation, s[:, c.SCALE]))
+    moved = deviation + rate * (np.where(late, held, distance) - deviation)
+    s[where, c.DEVIATION] = moved[where]
+    new_level = where & (far >= c.FAR_SAMPLES)
+    for column in (c.MEAN, c.SMOOTH_FAST, c.SMOOTH_SLOW):
+        s[new_level, column] = value[new_level]
+    s[where, c.FAR] = np.where(new_level, 0.0, far)[where]
     low = np.minimum(value, s[:, c.LOW] + c.RANGE_FORGET * (value - s[:, c.LOW]))
     high = np.maximum(value, s[:, c.HIGH] + c.RANGE_FORGET * (value - s[:, c.HIGH]))
     s[where, c.LOW], s[where, c.HIGH] = low[where], high[where]

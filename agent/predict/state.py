@@ -42,7 +42,9 @@ def fresh(tags: int, *, order: int, horizon: tuple[int, ...], inputs: int) -> St
     scalars[:, c.TIME] = np.nan
     scalars[:, c.INNOVATION] = np.nan
     packed = np.zeros((tags, n * (n + 1) // 2))
-    packed[:, [(i + 1) * (i + 2) // 2 - 1 for i in range(n)]] = c.PRIOR
+    packed[:, [(i + 1) * (i + 2) // 2 - 1 for i in range(n)]] = np.where(
+        np.arange(n) < order + 2, c.PRIOR, c.PRIOR_INPUT
+    )
     band = np.zeros((tags, len(horizon), c.INTERVAL))
     band[:, :, c.Q] = c.Q_START
     return State(
