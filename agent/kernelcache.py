@@ -134,7 +134,7 @@ def seal() -> None:
     try:
         text = _sums(folder)
         manifest = folder / MANIFEST
-        if not manifest.exists() or manifest.read_text() != text:
+        if not manifest.exists() or manifest.read_bytes() != text.encode():
             for path in _files(folder):
                 _fsync(path)
             temporary = folder / (MANIFEST + ".new")
