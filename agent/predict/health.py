@@ -34,6 +34,9 @@ MOVES_WANTED = 10
 """Changes that a tag must have shown before its commissioning ends; one that never moves teaches nothing."""
 WINDOW = 1000
 """Samples kept while learning; a longer commissioning keeps every second, third, ... of them."""
+REACH_LEAST = 1.5
+"""Least distance of z from median to 99.5 % quantile: the log of the 4.2 that a Gaussian signal has. A short window of
+an inert signal shows less by chance, and would then call every excursion a fault."""
 FREEZES = 10
 """References frozen in one call (some 60 us each); the rest wait for their next sample, so that no scan is late."""
 HYSTERESIS = 0.1
@@ -285,8 +288,8 @@ def freeze(row: Floats, window: Floats) -> None:
     row[c.REF_SLOW] = max(float(np.median(slow)), 1e-3)
     z = anomaly(fast, level, row)
     middle, high = np.quantile(z, [0.5, 0.995])
-    row[c.GAIN] = LOG_99 / max(high - middle, 0.5)
-    row[c.BIAS] = -row[c.GAIN] * max(high, middle + 0.5)
+    row[c.GAIN] = LOG_99 / max(high - middle, REACH_LEAST)
+    row[c.BIAS] = -row[c.GAIN] * max(high, middle + REACH_LEAST)
     row[c.LEARNT] = 1.0
 
 

@@ -1,0 +1,255 @@
+"""Health: quiet when all is as always, low when it is not, and the rules that need no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agent.config.types import Config, Device, HealthConfig, Tag, Url
+from agent.predict import columns as c
+from agent.predict.health import Health
+from agent.predict.predictor import Predictor
+from agent.twin.records import Event
+from tests.predict.series import ar2
+
+Floats = NDArray[np.float64]
+WARMUP = 400
+
+
+class Plant:
+    """One device, its models and its health, fed once a second."""
+
+    def __init__(self, tags: Mapping[str, Tag], health: HealthConfig | None = None) -> None:
+        device = Device("press", Url("tcp://h", "tcp"), tags=tags)
+        self.config = Config(
+            "x", None, None, devices={"press": device}, health={"press": health} if health else {}
+        )
+        self.keys = [("press", name) for name in tags]
+        self.predictor = Predictor(self.keys, np.ones(len(tags)))
+        self.health = Health(self.config, self.keys, self.predictor)
+        self.t = 0.0
+
+    def feed(self, series: Floats) -> tuple[list[float], list[Event]]:
+        slots = np.arange(len(self.keys))
+        scores, events = [], []
+        for values in series.reshape(len(series), -1):
+            self.predictor.update(slots, values, np.full(len(slots), self.t))
+            events += self.health.update(slots, values, self.t)
+            score = self.health.views()["press"].score
+            scores.append(math.nan if score is None else score)
+            self.t += 1.0
+        return scores, events
+
+
+def tag(name: str, **more: object) -> Tag:
+    return Tag(name, "holding", 0, type="float32", **more)  # type: ignore[arg-type]
+
+
+def steady(n: int, tags: int = 1, seed: int = 1) -> Floats:
+    rng = np.random.default_rng(seed)
+    x = np.zeros((n, tags))
+    for i in range(1, n):
+        x[i] = 0.7 * x[i - 1] + rng.normal(size=tags)
+    return 50.0 + x
+
+
+def plant(tags: int = 1, **health: object) -> Plant:
+    names = [f"tag{i}" for i in range(tags)]
+    setting = HealthConfig(tags=tuple(names), **{"warmup": WARMUP, **health})  # type: ignore[arg-type]
+    return Plant({name: tag(name) for name in names}, setting)
+
+
+def low(events: list[Event]) -> list[tuple[str, str]]:
+    return [(event.name, event.state) for event in events if event.name == "health_low"]
+
+
+def test_no_score_while_learning_then_near_one() -> None:
+    one = plant(3)
+    scores, _ = one.feed(steady(WARMUP + 300, 3))
+    assert all(math.isnan(score) for score in scores[: WARMUP - 1])
+    later = np.array(scores[WARMUP + 20 :])
+    assert np.isfinite(later).all() and np.median(later) > 0.9
+    assert np.mean(later < 0.5) < 0.05
+    view = one.health.views()["press"]
+    assert set(view.tags) == {"tag0", "tag1", "tag2"}
+
+
+@pytest.mark.parametrize("tags", [1, 10, 50])
+def test_a_long_quiet_run_raises_nothing(tags: int) -> None:
+    _, events = plant(tags, warmup=1000).feed(steady(4000, tags))
+    assert low(events) == []
+
+
+def test_a_slow_drift_is_seen_and_named() -> None:
+    series = steady(1500, 4)
+    series[900:, 2] += np.linspace(0, 12, 600)
+    one = plant(4)
+    scores, events = one.feed(series)
+    assert low(events) == [("health_low", "raised")]
+    event = next(event for event in events if event.name == "health_low")
+    assert event.causes[0] == "tag2" and event.alarm and event.severity == "warning" and event.limit == 0.5
+    assert event.t > 900 and event.text.startswith("maintenance required") and "tag2" in event.text
+    assert scores[-1] < 0.05
+    view = one.health.views()["press"]
+    assert view.causes[0] == "tag2"
+    assert view.tags["tag2"] is not None and view.tags["tag2"] < 0.05
+
+
+def test_a_change_of_the_noise_is_seen_by_the_fast_part() -> None:
+    series = steady(1300)
+    rng = np.random.default_rng(4)
+    series[900:] += 12.0 * rng.normal(size=(400, 1)) * np.where(np.arange(400) < 60, 1, 0)[:, None]
+    scores, events = plant().feed(series)
+    assert min(scores[900:960]) < 0.2 and low(events)[0] == ("health_low", "raised")
+
+
+def test_the_alarm_has_a_hold_time_and_hysteresis() -> None:
+    series = steady(1400)
+    series[800:806] += 40.0  # shorter than the hold time
+    series[1000:1100] += 40.0
+    _, events = plant(hold=30.0).feed(series)
+    assert low(events) == [("health_low", "raised"), ("health_low", "cleared")]
+    raised, cleared = (event.t for event in events if event.name == "health_low")
+    assert 1028 <= raised <= 1035 and cleared >= 1128
+
+
+def test_the_logistic_takes_given_coefficients() -> None:
+    calm, strict = plant(calibrate=(2.0, -9.0)), plant(calibrate=(2.0, 2.0))
+    series = steady(700)
+    assert np.nanmedian(calm.feed(series)[0]) > 0.95
+    assert np.nanmedian(strict.feed(series)[0]) < 0.5
+    z = float(strict.health._z[0])
+    assert strict.health.views()["press"].score == pytest.approx(1 - 1 / (1 + math.exp(-(2.0 * z + 2.0))))
+
+
+def test_two_quantiles_set_the_logistic() -> None:
+    one = plant(warmup=2000)
+    one.feed(steady(2000))
+    row = one.predictor.state.health[0]
+    assert row[c.LEARNT] == 1.0
+    assert row[c.GAIN] * (-row[c.BIAS] / row[c.GAIN]) + row[c.BIAS] == pytest.approx(0.0)
+    later = np.array([one.feed(steady(1, seed=i) + 0.0)[0][0] for i in range(3)])
+    assert np.isfinite(later).all()
+
+
+def test_missing_samples_say_nothing_of_health() -> None:
+    one = plant(2)
+    series = steady(600, 2)
+    series[500:520] = np.nan
+    scores, events = one.feed(series)
+    assert all(math.isnan(score) for score in scores[500:520]) and np.isfinite(scores[521:]).all()
+    assert low(events) == []
+
+
+def test_a_tag_that_never_moves_is_still_learning() -> None:
+    series = np.column_stack([steady(900)[:, 0], np.full(900, 3.0)])
+    one = plant(2)
+    scores, events = one.feed(series)
+    assert one.health.views()["press"].tags["tag1"] is None and np.isfinite(scores[-1]) and events == []
+
+
+def test_without_a_section_every_device_has_it_over_its_predicted_tags() -> None:
+    one = Plant({"a": tag("a"), "b": tag("b")})
+    one.feed(steady(450, 2))
+    assert set(one.health.views()["press"].tags) == {"a", "b"}
+    assert one.health.views()["press"].score is not None
+
+
+def test_relearning_forgets_the_reference() -> None:
+    one = plant()
+    one.feed(steady(500))
+    scores, _ = one.feed(steady(60, seed=2) + 30.0)
+    assert scores[-1] < 0.1
+    assert one.health.relearn("press") and not one.health.relearn("nobody")
+    scores, _ = one.feed(steady(500, seed=3) + 30.0)
+    assert math.isnan(scores[0]) and math.isnan(scores[WARMUP - 2]) and np.median(scores[WARMUP + 10 :]) > 0.8
+
+
+def test_what_was_learnt_outlives_a_restart() -> None:
+    one, two = plant(), plant()
+    one.feed(steady(600))
+    two.predictor.restore(one.predictor.save())
+    two.t = one.t
+    scores, _ = two.feed(steady(50, seed=5) + 30.0)
+    assert np.isfinite(scores[0]) and scores[-1] < 0.1
+
+
+def test_half_a_commissioning_starts_anew() -> None:
+    one, two = plant(), plant()
+    one.feed(steady(WARMUP - 50))
+    two.predictor.restore(one.predictor.save())
+    scores, _ = two.feed(steady(WARMUP + 50))
+    assert all(math.isnan(score) for score in scores[: WARMUP - 1]) and np.isfinite(scores[-1])
+
+
+def test_a_long_commissioning_keeps_a_bounded_window() -> None:
+    one = plant(warmup=3500)
+    scores, _ = one.feed(steady(3600))
+    assert math.isnan(scores[3400]) and np.isfinite(scores[-1])
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, np.inf, 1e-300])
+def test_monstrous_values_leave_a_score(value: float) -> None:
+    one = plant()
+    series = steady(600)
+    series[500::7] = value
+    one.feed(series)
+    score = one.health.views()["press"].score
+    assert score is not None and 0.0 <= score <= 1.0
+
+
+def test_a_stuck_sensor_is_told_by_a_rule_though_its_score_is_fine() -> None:
+    one = plant()
+    series = steady(700)
+    series[500:600] = series[500]
+    _, events = one.feed(series)
+    stuck = [event for event in events if event.name == "sensor_stuck_tag0"]
+    assert [event.state for event in stuck] == ["raised", "cleared"]
+    assert 525 <= stuck[0].t <= 540 and stuck[1].t == 600.0
+    assert stuck[0].text.startswith("failure: press/tag0 has not moved") and stuck[0].tag == "tag0"
+
+
+def test_a_signal_that_often_rests_is_not_stuck() -> None:
+    series = np.repeat(ar2(60), 20)
+    _, events = plant().feed(np.append(series, np.full(90, series[-1])))
+    assert [event for event in events if event.name.startswith("sensor_stuck")] == []
+
+
+def test_the_end_of_the_range_is_out_of_specification() -> None:
+    one = Plant({"level": tag("level", range=(0.0, 100.0), unit="%")})
+    series = steady(700)
+    series[600:610] = 100.0
+    series[620:622] = 100.0  # too short
+    _, events = one.feed(series)
+    ends = [(event.name, event.state) for event in events if event.name.startswith("range")]
+    assert ends == [("range_high_level", "raised"), ("range_high_level", "cleared")]
+    assert next(e for e in events if e.name == "range_high_level").text.startswith("out of specification")
+
+
+def test_an_end_of_the_range_where_the_tag_lives_is_normal() -> None:
+    one = Plant({"flow": tag("flow", range=(0.0, 100.0))})
+    series = np.maximum(steady(900) - 50.0, 0.0)
+    _, events = one.feed(series)
+    assert [event for event in events if event.name.startswith("range")] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "words"),
+    [
+        (3.5, "loop_current_failure_level", "failure: press/level is 3.5 mA, below 3.6 mA"),
+        (3.7, "loop_current_limit_level", "out of specification: press/level is 3.7 mA, below 3.8 mA"),
+        (20.7, "loop_current_limit_level", "out of specification: press/level is 20.7 mA, above 20.5 mA"),
+        (22.0, "loop_current_failure_level", "failure: press/level is 22 mA, above 21 mA"),
+    ],
+)
+def test_a_loop_current_outside_ne_43(value: float, name: str, words: str) -> None:
+    one = Plant({"level": tag("level", unit="mA", loop_current=True)})
+    series = 12.0 + 0.1 * (steady(60) - 50.0)
+    series[30:40] = value
+    _, events = one.feed(series)
+    assert [(event.name, event.state) for event in events] == [(name, "raised"), (name, "cleared")]
+    assert events[0].t == 33.0 and events[0].text.startswith(words)
