@@ -1,0 +1,448 @@
+"""Strict Modbus replies: pymodbus's framers build the frames, its transports carry them; this file judges what comes.
+
+Why pymodbus's own TransactionManager is not used as it is (3.16):
+- a reply with transaction id 0, another function, another length or another echo is taken for the right one;
+- a lost connection does not fail the waiting call, which then waits for its whole timeout;
+- on RTU the late reply of a request that timed out is taken for the reply of the next one, and the shift stays;
+- one byte of noise before an RTU frame, or a protocol id other than 0, costs the frame;
+- an undecodable reply raises inside the protocol, and the connection is lost with it;
+- it turns each reply into a list of ints, and lets asyncio allocate 256 KiB for each read.
+So one class takes its place: it knows byte for byte how the right reply must begin, and takes nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pymodbus.framer import FramerRTU, FramerSocket
+from pymodbus.pdu import DecodePDU
+from pymodbus.transaction import TransactionManager
+from pymodbus.transport import CommParams
+
+from agent.modbus.faults import LinkFault
+from agent.runtime.clock import Clock
+from agent.twin.quality import Quality
+
+RECEIVE_BUFFER = 8192
+KEPT = 1024
+"""Bytes kept of what is no reply; more than the longest frame (260)."""
+LATE_KEPT = 256
+READS = frozenset({1, 2, 3, 4})
+READ_BITS = frozenset({1, 2})
+READ_REGISTERS = frozenset({3, 4})
+OPEN_ENDED = frozenset({17, 43})
+"""Functions whose reply says itself how long it is."""
+LATEST = 10.0
+"""Seconds after which an RTU request that nobody answered is taken for lost, not late."""
+LOOPBACK = 8
+MBAP = struct.Struct(">HHHB")
+
+
+class Answer(NamedTuple):
+    """The right reply to one request: its data bytes, or the exception that the device gave instead."""
+
+    payload: bytes | None
+    exception: int | None
+    t: float  # monotonic seconds at which its last byte was read
+    rtt: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request and all that can be known of its right reply.
+
+    `head` is how the reply's PDU begins, `size` its length (None: it says so itself), `skip` where its data begin.
+    """
+
+    unit: int
+    pdu: bytes
+    head: bytes
+    size: int | None
+    skip: int
+
+    @property
+    def function(self) -> int:
+        return self.pdu[0]
+
+
+def ask(unit: int, function: int, body: bytes) -> Ask:
+    """The request `function` + `body` to `unit`. Raises ValueError for a function whose reply could not be checked.
+
+    Source: Modbus application protocol V1.1b3, section 6.
+    """
+    pdu = bytes((function,)) + body
+    if function in READS:
+        count = int.from_bytes(body[2:4], "big")
+        size = (count + 7) // 8 if function in READ_BITS else 2 * count
+        return Ask(unit, pdu, bytes((function, size)), 2 + size, 2)
+    if function in (5, 6, 22, LOOPBACK):
+        return Ask(unit, pdu, pdu, len(pdu), len(pdu))
+    if function in (15, 16):
+        return Ask(unit, pdu, pdu[:5], 5, 5)
+    if function in OPEN_ENDED:
+        return Ask(unit, pdu, pdu[:1], None, 1)
+    raise ValueError(f"function {function} is not known here")
+
+
+@dataclass(slots=True)
+class Waiting:
+    """The one request under way."""
+
+    ask: Ask
+    tid: int
+    frame: bytes
+    sent: float
+    future: asyncio.Future[Answer]
+    echo_due: bool = False
+    echo_seen: bool = False
+    wrong: str | None = None  # what came instead of the right reply
+
+
+class Judged(NamedTuple):
+    """What a buffer holds: the right PDU or None, and what came instead, in words."""
+
+    pdu: bytes | None
+    wrong: str | None = None
+
+
+def _is_right(ask: Ask, pdu: bytes) -> bool:
+    if len(pdu) == 2 and pdu[0] == ask.function | 0x80:
+        return pdu[1] != 0
+    if ask.size is not None and len(pdu) != ask.size:
+        return False
+    # a read that comes back as it was sent is an echo, even where it could pass for three bytes of bits
+    return pdu.startswith(ask.head) and not (ask.function in READS and pdu == ask.pdu)
+
+
+def _difference(ask: Ask, pdu: bytes) -> str:
+    if pdu == ask.pdu:
+        return "an echo of the request"
+    if not pdu or pdu[0] & 0x7F != ask.function:
+        return f"function {pdu[0] if pdu else 'none'} instead of {ask.function}"
+    if ask.function in READS:
+        return f"{len(pdu) - 2} data bytes instead of {(ask.size or 2) - 2}"
+    return "another address or value than was written"
+
+
+class MbapFramer(FramerSocket):
+    """Modbus/TCP frames, for TLS too (pymodbus's TLS framer takes each TLS record for one frame)."""
+
+    def __init__(self, *, any_transaction: bool = False, any_unit: bool = False) -> None:
+        super().__init__(DecodePDU(False))
+        self.any_transaction = any_transaction
+        self.any_unit = any_unit
+
+    def judge(self, data: bytes, waiting: Waiting) -> Judged:
+        """Finds the right reply anywhere in `data`; bytes before and after it do no harm."""
+        ask = waiting.ask
+        wrong = None
+        for start, tid, unit, pdu in mbap_frames(data):
+            if (self.any_transaction or tid == waiting.tid) and (self.any_unit or unit == ask.unit):
+                if _is_right(ask, pdu) and not _begins_again(data, start, len(pdu)):
+                    return Judged(pdu)
+                wrong = _difference(ask, pdu)
+            elif tid == waiting.tid:
+                wrong = f"unit {unit} instead of {ask.unit}"
+            elif tid == 0:
+                wrong = f"transaction 0 instead of {waiting.tid}"
+        return Judged(self._hunt(data, waiting), wrong)
+
+    def _header(self, waiting: Waiting, size: int) -> bytes:
+        """The bytes before the PDU, without the transaction id."""
+        return struct.pack(">HHB", 0, size + 1, waiting.ask.unit)
+
+    def _hunt(self, data: bytes, waiting: Waiting) -> bytes | None:
+        """The right reply behind bytes that are no frame, or None."""
+        ask = waiting.ask
+        if ask.size is None or self.any_unit:
+            return None
+        tid = b"" if self.any_transaction else waiting.tid.to_bytes(2, "big")
+        for size, head in ((ask.size, ask.head), (2, bytes((ask.function | 0x80,)))):
+            mark = tid + self._header(waiting, size) + head
+            at = data.rfind(mark)
+            if at < 0:
+                continue
+            pdu = data[at + len(mark) - len(head) :][:size]
+            if len(pdu) == size and _is_right(ask, pdu):
+                return pdu
+        return None
+
+
+def _begins_again(data: bytes, start: int, size: int) -> bool:
+    """True when the same reply begins once more inside a frame: then the first one was cut short."""
+    mark = data[start : start + 8]
+    return data.find(mark, start + 1, start + 7 + size + len(mark)) > 0
+
+
+def mbap_frames(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """(start, transaction id, unit, PDU) of the whole frames at the beginning of `data`, up to what is no frame."""
+    found = []
+    at = 0
+    while len(data) - at >= 9:
+        tid, protocol, length, unit = MBAP.unpack_from(data, at)
+        end = at + 6 + length
+        if protocol or not 3 <= length <= 254 or end > len(data):
+            break
+        found.append((at, tid, unit, data[at + 7 : end]))
+        at = end
+    return found
+
+
+class RtuFramer(FramerRTU):
+    """RTU frames on a serial line or in a TCP stream, found by unit, function, length and CRC at any offset."""
+
+    def __init__(self) -> None:
+        super().__init__(DecodePDU(False))
+
+    def judge(self, data: bytes, waiting: Waiting) -> Judged:
+        """Finds the right reply anywhere in `data`: noise before it costs nothing but the CRCs that are tried."""
+        ask = waiting.ask
+        wanted = [bytes((ask.unit, ask.function | 0x80))]
+        sizes = [2]
+        if ask.size is not None:
+            wanted.append(bytes((ask.unit,)) + ask.head)
+            sizes.append(ask.size)
+        for mark, size in zip(reversed(wanted), reversed(sizes)):
+            pdu = self._find(data, mark, size)
+            if pdu is not None and _is_right(ask, pdu):
+                return Judged(pdu)
+        if ask.size is None:
+            return Judged(self._open_ended(data, ask))
+        return Judged(None)
+
+    def _find(self, data: bytes, mark: bytes, size: int) -> bytes | None:
+        at = data.find(mark)
+        while at >= 0:
+            frame = data[at : at + size + 3]
+            if len(frame) == size + 3 and crc_is_right(frame):
+                return frame[1:-2]
+            at = data.find(mark, at + 1)
+        return None
+
+    def _open_ended(self, data: bytes, ask: Ask) -> bytes | None:
+        """A reply whose length follows from its content: the CRC says where it ends."""
+        at = data.find(bytes((ask.unit, ask.function)))
+        if at < 0:
+            return None
+        for end in range(at + 5, min(len(data), at + 256) + 1):
+            if (
+                crc_is_right(data[at:end])
+                and data[at:end] != bytes((ask.unit,)) + ask.pdu + data[end - 2 : end]
+            ):
+                return data[at + 1 : end - 2]
+        return None
+
+    def holds(self, data: bytes, ask: Ask) -> bool:
+        """True when a reply to `ask` is in `data`."""
+        return ask.size is not None and self._find(data, bytes((ask.unit,)) + ask.head, ask.size) is not None
+
+
+def crc_is_right(frame: bytes) -> bool:
+    """True when the last two bytes are the CRC of the bytes before them."""
+    return FramerRTU.check_CRC(frame[:-2], frame[-2] << 8 | frame[-1])
+
+
+class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
+    """One connection: one request at a time, and only its right reply is taken.
+
+    `on_lost(words)` when the other side ends the connection; `on_late(unit, seconds)` when a reply comes after its
+    request was given up: it is never taken, but it proves that the unit lives.
+    """
+
+    def __init__(
+        self,
+        params: CommParams,
+        framer: MbapFramer | RtuFramer,
+        *,
+        clock: Clock,
+        on_lost: Callable[[str], None],
+        on_late: Callable[[int, float], None],
+        echo: bool = False,
+    ) -> None:
+        super().__init__(params, framer, 0, False, None, None, None)
+        self.strict = framer
+        self.clock = clock
+        self.on_lost = on_lost
+        self.on_late = on_late
+        self.echo = self._always_echo = echo
+        self.last_byte = 0.0
+        self._space = bytearray(RECEIVE_BUFFER)
+        self._view = memoryview(self._space)
+        self._buffer = b""
+        self._tid = 0
+        self._waiting: Waiting | None = None
+        self._given_up: OrderedDict[int, tuple[Ask, float]] = OrderedDict()
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    async def transact(self, ask: Ask, timeout: float) -> Answer:
+        """Sends one request and waits for its right reply.
+
+        Raises LinkFault: LINK when the connection ends, at once; TIMEOUT when no right reply came in time.
+        """
+        assert self._waiting is None, "one request at a time"
+        if self.transport is None:
+            raise LinkFault("no connection")
+        self._tid = self._tid % 0xFFFF + 1
+        self._given_up.pop(self._tid, None)
+        frame = self.strict.encode(ask.pdu, ask.unit, self._tid)
+        waiting = Waiting(ask, self._tid, frame, self.clock.mono(), self.loop.create_future(), self.echo)
+        self._buffer = b""
+        self._waiting = waiting
+        timer = self.loop.call_later(timeout, self._expire, waiting)
+        try:
+            self.transport.write(frame)  # type: ignore[attr-defined]
+            return await waiting.future
+        finally:
+            timer.cancel()
+            if self._waiting is waiting:
+                self._give_up(waiting)
+
+    def post(self, ask: Ask) -> None:
+        """Sends a request that nobody answers (a broadcast)."""
+        if self.transport is None:
+            raise LinkFault("no connection")
+        self._buffer = b""
+        self.transport.write(self.strict.encode(ask.pdu, ask.unit, 0))  # type: ignore[attr-defined]
+
+    def clashes(self, ask: Ask) -> bool:
+        """True on RTU when the late reply of an earlier request could be taken for the reply to this one."""
+        if isinstance(self.strict, MbapFramer):
+            return False
+        now = self.clock.mono()
+        return any(
+            old.unit == ask.unit and old.head == ask.head and old.size == ask.size and now - sent < LATEST
+            for old, sent in self._given_up.values()
+        )
+
+    def inherit(self, before: StrictTransactions) -> None:
+        """Takes over what may still be answered late by way of a new connection to the same line."""
+        self._given_up = before._given_up.copy()
+        self._tid = before._tid
+
+    def forget(self, unit: int) -> None:
+        """Nothing of what `unit` was asked before can be answered any more: it has answered something later."""
+        for tid in [tid for tid, (old, _) in self._given_up.items() if old.unit == unit]:
+            del self._given_up[tid]
+
+    def _give_up(self, waiting: Waiting) -> None:
+        self._waiting = None
+        self._given_up[waiting.tid] = (waiting.ask, waiting.sent)
+        if len(self._given_up) > LATE_KEPT:
+            self._given_up.popitem(last=False)
+
+    def _expire(self, waiting: Waiting) -> None:
+        if waiting.future.done():
+            return
+        seconds = self.clock.mono() - waiting.sent
+        what = f"no answer within {seconds * 1000:.0f} ms"
+        if waiting.wrong:
+            what = f"no right answer within {seconds * 1000:.0f} ms: it sent {waiting.wrong}"
+        waiting.future.set_exception(LinkFault(what, Quality.TIMEOUT))
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._view[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes as they come; never raises, whatever they are."""
+        self.last_byte = self.clock.mono()
+        data = self._buffer + data if self._buffer else data
+        waiting = self._waiting
+        if waiting is None:
+            self._buffer = self._note_late(data)[-KEPT:]
+            return
+        if isinstance(self.strict, RtuFramer):
+            data = self._without_echo(data, waiting)
+        judged = self.strict.judge(data, waiting) if not self._echo_missing(waiting) else Judged(None)
+        if judged.pdu is None:
+            waiting.wrong = judged.wrong or waiting.wrong
+            self._buffer = data[-KEPT:]
+            self._note_late(data)
+            return
+        if self._given_up:
+            self._note_late(data)
+        self._finish(waiting, judged.pdu)
+
+    def _finish(self, waiting: Waiting, pdu: bytes) -> None:
+        self._waiting = None
+        self._buffer = b""
+        if waiting.future.done():
+            return
+        ask = waiting.ask
+        now = self.last_byte
+        if pdu[0] & 0x80:
+            waiting.future.set_result(Answer(None, pdu[1], now, now - waiting.sent))
+            return
+        self.forget(ask.unit)  # a unit answers in order
+        if ask.function in READ_REGISTERS and isinstance(self.strict, RtuFramer):
+            self.echo = (
+                waiting.echo_seen or self._always_echo
+            )  # an echo alone proves nothing, one before a reply does
+        waiting.future.set_result(Answer(pdu[ask.skip :], None, now, now - waiting.sent))
+
+    def _echo_missing(self, waiting: Waiting) -> bool:
+        """On a line that echoes, a write's reply looks like its echo: nothing counts before the echo was seen."""
+        return waiting.echo_due and waiting.ask.function not in READS
+
+    def _without_echo(self, data: bytes, waiting: Waiting) -> bytes:
+        """Cuts out what a two-wire adapter sent back."""
+        if waiting.echo_seen or not (waiting.echo_due or waiting.ask.function in READS):
+            return data
+        at = data.find(waiting.frame)
+        if at < 0:
+            return data
+        waiting.echo_seen = True
+        waiting.echo_due = False
+        waiting.wrong = "an echo of the request"
+        return data[:at] + data[at + len(waiting.frame) :]
+
+    def _note_late(self, data: bytes) -> bytes:
+        """Tells of replies that came too late; returns what may still be the beginning of one."""
+        if isinstance(self.strict, RtuFramer):
+            for tid, (ask, sent) in list(self._given_up.items()):
+                if self.strict.holds(data, ask):
+                    del self._given_up[tid]
+                    self.on_late(ask.unit, self.last_byte - sent)
+            return data
+        used = 0
+        for start, tid, unit, pdu in mbap_frames(data):
+            used = start + 7 + len(pdu)
+            old = self._given_up.get(tid)
+            if old is not None and old[0].unit == unit:
+                del self._given_up[tid]
+                self.on_late(unit, self.last_byte - old[1])
+        return data[used:]
+
+    # -- the end of a connection --------------------------------------------------------------------------------
+
+    def callback_connected(self) -> None:
+        """Nothing to count: transaction ids go on, and silence does not close the connection."""
+
+    def callback_disconnected(self, exc: Exception | None) -> None:
+        words = "the other side closed the connection" if exc is None else f"connection lost: {_plain(exc)}"
+        if self._waiting is not None and not self._waiting.future.done():
+            self._waiting.future.set_exception(LinkFault(words))
+        self.on_lost(words)
+
+    def shut(self) -> None:
+        """Ends the connection from this side, at once and for good."""
+        transport = self.transport
+        self.close()
+        if transport is not None:
+            transport.abort()  # type: ignore[attr-defined]
+        if self._waiting is not None and not self._waiting.future.done():
+            self._waiting.future.set_exception(LinkFault("the line was closed"))
+
+
+def _plain(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
