@@ -136,6 +136,10 @@ class Health:
             for device in self._devices
         }
 
+    def scores(self) -> Floats:
+        """Each tag's own score, shape (n,); NaN where there is none."""
+        return _score(self._logit)
+
     def relearn(self, device: str) -> bool:
         """Forgets a device's reference and starts its commissioning anew; False when there is no such device."""
         found = [one for one in self._devices if one.name == device]

@@ -161,6 +161,34 @@ class Predictor:
             self._upper[slot, self._shown],
         )
 
+    def one_step(self) -> tuple[Floats, Floats, Floats]:
+        """(y, lo, hi) one step ahead, each a copy of shape (n,), whichever horizons are asked for."""
+        return self._y[:, 0].copy(), self._lower[:, 0].copy(), self._upper[:, 0].copy()
+
+    def seen(self, slot: int) -> int:
+        """Real samples of one tag so far."""
+        return int(self.state.scalars[slot, c.SEEN])
+
+    def book(self, slot: int) -> dict[int, dict[str, float | None]]:
+        """How good the shown forecasts of one tag were so far, by horizon.
+
+        mae; relative_mae: over that of "no change" at the same horizon; mase: over that of "no change" at one step;
+        coverage and mean_width of the intervals. None where undefined.
+        """
+        rows = self.state.band[slot]
+        ones, first = rows[0, c.JUDGED_SHOWN], rows[0, c.SUM_LAST]
+        book: dict[int, dict[str, float | None]] = {}
+        for h, j in zip(self.horizon, self._shown, strict=True):
+            n, error, last, inside, width = rows[j, c.JUDGED_SHOWN : c.SUM_WIDTH + 1].tolist()
+            book[h] = {
+                "mae": error / n if n else None,
+                "relative_mae": error / last if last > 0.0 else None,
+                "mase": (error / n) / (first / ones) if n and first > 0.0 else None,
+                "coverage": inside / n if n else None,
+                "mean_width": width / n if n else None,
+            }
+        return book
+
     def coefficients(self, slots: Ints) -> tuple[Floats, Floats]:
         """(a, b) in levels of the model of full order: y(t) = sum a_i x(t - i) + b. Shapes (k, order + 1) and (k,).
 

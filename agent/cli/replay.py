@@ -1,0 +1,146 @@
+"""`edgetwin replay CONFIG DATA.csv`: history through the same models and scores as the daemon's."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from agent.cli.fault import Failure
+
+if TYPE_CHECKING:
+    from agent.predict.replay import Replay, Sample
+
+HELP = (
+    "Run history through the very same models and health scores as the agent's, strictly in order, each row "
+    "predicted before it is seen. The CSV has a header; the first column is the time (ISO 8601 or seconds), every "
+    "other one a tag (device/tag, or a bare tag where only one device has it). An empty cell is a missing value."
+)
+EXAMPLE = "edgetwin replay config.yaml history.csv --horizon 1,5,20 --out forecasts.csv"
+PROGRESS_EVERY = 1.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="the configuration file")
+    parser.add_argument("data", metavar="DATA.csv", type=Path, help="the history")
+    parser.add_argument(
+        "--out", metavar="OUT.csv", type=Path, help="write forecast, interval and health of each value"
+    )
+    parser.add_argument(
+        "--horizon", metavar="1,5,20", type=_horizon, help="steps ahead, instead of the configured ones"
+    )
+    parser.add_argument(
+        "--lenient", action="store_true", help="skip bad rows and count them, instead of stopping"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _horizon(text: str) -> tuple[int, ...]:
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        steps = ()
+    if not steps or min(steps) < 1 or max(steps) > 10_000 or len(set(steps)) < len(steps):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no list of different steps from 1 to 10000, such as 1,5,20"
+        )
+    return steps
+
+
+def main(args: argparse.Namespace) -> int:
+    """Replays the file and prints how good the forecasts were."""
+    from agent.cli.load import load_or_fail
+    from agent.predict.replay import BadRow, Reader, Replay
+
+    config = load_or_fail(args.config)
+    try:
+        with args.data.open(encoding="utf-8-sig", newline="") as file:
+            replay = Replay(config, Reader(file, lenient=args.lenient, say=_say), horizon=args.horizon)
+            for note in replay.result.notes:
+                _say(note)
+            result = _run(replay, args.out)
+    except BadRow as error:
+        raise Failure(
+            f"{args.data}: {error}" + ("" if args.lenient else " (--lenient skips bad rows)")
+        ) from None
+    except UnicodeDecodeError:
+        raise Failure(f"{args.data}: this is no UTF-8 text") from None
+    if args.json:
+        print(json.dumps(result.body()))
+    else:
+        _table(result.body())
+        for event in result.events:
+            print(f"{event.state} at {event.t:.0f} s: {event.text}")
+    return 0
+
+
+def _run(replay: Replay, out: Path | None) -> Any:
+    progress = _progress() if sys.stderr.isatty() else None
+    if out is None:
+        return replay.run(lambda sample, one, foretold: next(progress) if progress else None)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        write = _writer(file)
+
+        def take(sample: Sample, one: Replay, foretold: Any) -> None:
+            write(sample, one, foretold)
+            if progress:
+                next(progress)
+
+        return replay.run(take)
+
+
+def _writer(file: TextIO) -> Any:
+    """A function that writes one sample's lines: time, tag, value, forecast, lower, upper, health."""
+    lines = csv.writer(file)
+    lines.writerow(["time", "tag", "value", "forecast", "lower", "upper", "health"])
+
+    def cell(value: float) -> str:
+        return repr(float(value)) if value == value else ""
+
+    def write(sample: Sample, one: Replay, foretold: Any) -> None:
+        scores = one.health.scores()
+        columns = zip(one.names, sample.values, *foretold, scores, strict=True)
+        lines.writerows([sample.text, name, *map(cell, numbers)] for name, *numbers in columns)
+
+    return write
+
+
+def _progress() -> Iterator[None]:
+    """Shows the count of rows on a terminal, once a second."""
+    shown = time.perf_counter()
+    rows = 0
+    while True:
+        rows += 1
+        if rows % 256 == 0 and time.perf_counter() - shown >= PROGRESS_EVERY:
+            shown = time.perf_counter()
+            print(f"\r{rows} rows", end="\r", file=sys.stderr, flush=True)
+        yield
+
+
+def _table(body: dict[str, Any]) -> None:
+    print(f"{body['rows']} rows, {body['skipped']} skipped, {body['us_per_update'] or 0:.2f} us per value")
+    print(f"{'tag':30} {'h':>4} {'mae':>10} {'relative':>9} {'mase':>7} {'coverage':>9} {'width':>10}")
+    for name, tag in body["tags"].items():
+        for h, scores in tag["horizons"].items():
+            cells = (
+                ("mae", "10.4g"),
+                ("relative_mae", "9.3f"),
+                ("mase", "7.3f"),
+                ("coverage", "9.3f"),
+                ("mean_width", "10.4g"),
+            )
+            shown = " ".join(
+                f"{scores[key]:{form}}" if scores[key] is not None else "-".rjust(int(form.split(".")[0]))
+                for key, form in cells
+            )
+            print(f"{name:30} {h:>4} {shown}")
+
+
+def _say(words: str) -> None:
+    print(f"edgetwin: {words}", file=sys.stderr)

@@ -1,0 +1,272 @@
+"""History through the very same models and scores as the daemon's, strictly in order, in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config.types import Config, Device, PredictConfig, Tag, Url
+from agent.predict.health import Health
+from agent.predict.predictor import Predictor
+from agent.twin.records import Event, Key
+
+Floats = NDArray[np.float64]
+
+LOOK_AHEAD = 200
+"""Rows read before the first is replayed, to learn how far apart the samples of each column are."""
+MISSING = frozenset({"", "nan", "null", "none", "na"})
+WORDS = {"true": 1.0, "false": 0.0}
+UNNAMED = "replay"
+"""The device of columns that name none and that the configuration does not know."""
+
+
+class BadRow(ValueError):
+    """A row that cannot be taken; the text has the line number and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of the file: its time as written and in seconds, and one value per column (NaN: missing)."""
+
+    text: str
+    t: float
+    values: Floats
+
+
+@dataclass
+class Result:
+    """What a replay found; `body` is the JSON of `replay --json`."""
+
+    rows: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    updates: int = 0
+    notes: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    tags: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "us_per_update": 1e6 * self.seconds / self.updates if self.updates else None,
+            "tags": self.tags,
+        }
+
+
+class Reader:
+    """Reads the samples of a CSV file: a header, the time first, then one column per tag.
+
+    lines: the text, line by line. lenient: bad rows are counted in `skipped` and told to `say`, else they raise BadRow.
+    """
+
+    def __init__(self, lines: Iterable[str], *, lenient: bool, say: Callable[[str], None]) -> None:
+        self._rows = csv.reader(lines)
+        self._lenient, self._say = lenient, say
+        self.skipped = 0
+        header = next(self._rows, None)
+        if header is None:
+            raise BadRow("line 1: the file is empty; a header with the time and the tags is wanted")
+        self.names = [name.strip() for name in header[1:]]
+        if not self.names:
+            raise BadRow("line 1: the header names no tag beside the time")
+        double = {name for name in self.names if self.names.count(name) > 1}
+        if double or "" in self.names:
+            what = f"the tag {min(double)} twice" if double - {""} else "a column without a name"
+            raise BadRow(f"line 1: the header has {what}")
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples in the order of the file."""
+        before = math.nan
+        while True:
+            try:
+                row = next(self._rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self._bad(f"line {self._rows.line_num}: {error}")
+                continue
+            if not row:
+                continue
+            try:
+                sample = self._sample(row)
+                if sample.t == before:
+                    raise BadRow(f"the time {sample.text} stood in the row before already")
+            except BadRow as error:
+                self._bad(f"line {self._rows.line_num}: {error}")
+                continue
+            before = sample.t
+            yield sample
+
+    def _bad(self, words: str) -> None:
+        if not self._lenient:
+            raise BadRow(words)
+        self.skipped += 1
+        self._say(f"{words}; skipped")
+
+    def _sample(self, row: list[str]) -> Sample:
+        if len(row) != len(self.names) + 1:
+            raise BadRow(f"{len(row)} cells where the header has {len(self.names) + 1}")
+        t = seconds(row[0].strip())
+        values = np.empty(len(self.names))
+        for i, cell in enumerate(row[1:]):
+            values[i] = number(cell.strip(), self.names[i])
+        return Sample(row[0].strip(), t, values)
+
+
+def seconds(text: str) -> float:
+    """Seconds of an ISO 8601 time (without a zone: as if UTC) or of a plain number. Raises BadRow."""
+    try:
+        plain = float(text)
+        if math.isfinite(plain):
+            return plain
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            pass
+        else:
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    raise BadRow(f"'{text}' is no time; ISO 8601 or seconds are wanted")
+
+
+def number(text: str, name: str) -> float:
+    """A cell's value, NaN where it is missing. Raises BadRow."""
+    word = text.lower()
+    if word in MISSING:
+        return math.nan
+    try:
+        value = WORDS.get(word)
+        value = float(text) if value is None else value
+    except ValueError:
+        raise BadRow(f"'{text}' in column {name} is no number") from None
+    if not math.isfinite(value):
+        raise BadRow(f"'{text}' in column {name} is no finite number")
+    return value
+
+
+def resolve(names: Sequence[str], config: Config) -> list[Key]:
+    """The tag that each column means; a bare name is the one device's that has it. Raises BadRow where several have."""
+    keys: list[Key] = []
+    for name in names:
+        owners = [device.name for device in config.devices.values() if name in device.tags]
+        if len(owners) > 1:
+            raise BadRow(f"line 1: several devices have a tag {name}; write {owners[0]}/{name}")
+        device, slash, tag = name.partition("/")
+        keys.append((owners[0], name) if owners else (device, tag) if slash else (UNNAMED, name))
+    if len(set(keys)) < len(keys):
+        again = next(names[i] for i, key in enumerate(keys) if key in keys[:i])
+        raise BadRow(f"line 1: {again} names a tag that another column names too")
+    return keys
+
+
+def spacing(samples: Sequence[Sample]) -> Floats:
+    """Median seconds between the values of each column, shape (columns,); NaN where fewer than two are known."""
+    t = np.array([sample.t for sample in samples])
+    values = np.array([sample.values for sample in samples]).reshape(len(samples), -1)
+    apart = np.full(values.shape[1], np.nan)
+    for column in range(values.shape[1]):
+        steps = np.diff(t[np.isfinite(values[:, column])])
+        if np.any(steps > 0.0):
+            apart[column] = np.median(steps[steps > 0.0])
+    return apart
+
+
+def with_columns(config: Config, keys: Sequence[Key], periods: Floats) -> Config:
+    """The configuration as if it had every column of the file; unknown ones with the defaults."""
+    devices = dict(config.devices)
+    for (device, tag), period in zip(keys, periods, strict=True):
+        known = devices.get(device) or Device(device, Url("tcp://127.0.0.1", "tcp", "127.0.0.1", 502))
+        entry = known.tags.get(tag) or Tag(tag, "holding", 0, type="float64")
+        devices[device] = replace(known, tags={**known.tags, tag: replace(entry, every=float(period))})
+    return replace(config, devices=devices)
+
+
+def periods_of(
+    config: Config, keys: Sequence[Key], names: Sequence[str], apart: Floats
+) -> tuple[Floats, list[str]]:
+    """The period of each column, and what is to be said where the file's differs from the configuration's."""
+    usual = float(np.nanmedian(apart)) if np.isfinite(apart).any() else 1.0
+    periods, notes = np.empty(len(keys)), []
+    for i, (device, tag) in enumerate(keys):
+        known = config.devices[device].tags.get(tag) if device in config.devices else None
+        found = apart[i] if math.isfinite(apart[i]) else known.every if known else usual
+        periods[i] = found
+        if known and math.isfinite(apart[i]) and abs(known.every - found) <= 0.2 * known.every:
+            periods[i] = known.every
+        elif known and math.isfinite(apart[i]):
+            notes.append(
+                f"{names[i]}: sampled every {found:g} s in the file, {known.every:g} s in the configuration"
+            )
+    return periods, notes
+
+
+class Replay:
+    """One run over a file: the models, their health, and how good they were."""
+
+    def __init__(self, config: Config, reader: Reader, *, horizon: tuple[int, ...] | None = None) -> None:
+        self.names = reader.names
+        self.keys = resolve(self.names, config)
+        self._reader = reader
+        rows = reader.samples()
+        first = list(islice(rows, LOOK_AHEAD))
+        self._samples = chain(first, rows)
+        self.periods, notes = periods_of(config, self.keys, self.names, spacing(first))
+        self.result = Result(notes=notes)
+        whole = with_columns(config, self.keys, self.periods)
+        predict = config.predict or PredictConfig()
+        known = set(self.keys)
+        inputs = {key: of for key, of in predict.inputs.items() if key in known and known.issuperset(of)}
+        self.predictor = Predictor(
+            self.keys,
+            self.periods,
+            horizon=horizon or predict.horizon,
+            order=predict.order,
+            interval=predict.interval,
+            inputs=inputs,
+        )
+        self.health = Health(whole, self.keys, self.predictor)
+        self._x_columns = [self.keys.index(key) for key in self.predictor.input_keys]
+        self._last = np.full(len(self.keys), -np.inf)
+
+    def run(
+        self, take: Callable[[Sample, Replay, tuple[Floats, Floats, Floats]], None] | None = None
+    ) -> Result:
+        """Replays every row; `take` is called after each with what was foretold for it one row before (y, lo, hi)."""
+        result = self.result
+        foretold = self.predictor.one_step()
+        for sample in self._samples:
+            started = time.perf_counter()
+            result.updates += self._step(sample)
+            result.seconds += time.perf_counter() - started
+            result.rows += 1
+            if take is not None:
+                take(sample, self, foretold)
+                foretold = self.predictor.one_step()
+        result.skipped = self._reader.skipped
+        for slot, name in enumerate(self.names):
+            horizons = {str(h): scores for h, scores in self.predictor.book(slot).items()}
+            result.tags[name] = {"n": self.predictor.seen(slot), "horizons": horizons}
+        return result
+
+    def _step(self, sample: Sample) -> int:
+        """One row. An empty cell is a missing sample only where one was due; a clock set back begins a new count."""
+        real = np.isfinite(sample.values)
+        passed = sample.t - self._last
+        due = np.flatnonzero(real | (np.isfinite(self._last) & (np.abs(passed) >= 0.99 * self.periods)))
+        self._last[due] = sample.t
+        values = sample.values[due]
+        x = sample.values[self._x_columns] if self._x_columns else None
+        self.predictor.update(due, values, np.full(len(due), sample.t), x=x)
+        self.result.events += self.health.update(due, values, sample.t)
+        return len(due)

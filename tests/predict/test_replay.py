@@ -1,0 +1,307 @@
+"""Replay: the same numbers as the daemon's, strict about its file, and times taken as what they are."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+import tracemalloc
+import types
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.cli import replay as command
+from agent.cli.fault import Failure
+from agent.config.types import Config, Device, HealthConfig, PredictConfig, Tag, Url
+from agent.predict.health import Health
+from agent.predict.predictor import Predictor
+from agent.predict.replay import BadRow, Reader, Replay, number, resolve, seconds
+from tests.predict.series import ar2, relative_mae
+
+Y = ar2(600)
+
+
+def config(*names: str, every: float = 1.0, **more: object) -> Config:
+    tags = {name: Tag(name, "holding", 0, type="float32", every=every) for name in names}
+    devices = {"press": Device("press", Url("tcp://h", "tcp"), tags=tags)} if names else {}
+    return Config("x", None, None, devices=devices, **more)  # type: ignore[arg-type]
+
+
+def text(columns: dict[str, object], times: object = None) -> list[str]:
+    values = list(columns.values())
+    count = len(values[0])  # type: ignore[arg-type]
+    when = range(count) if times is None else times
+    rows = [",".join(["time", *columns])]
+    for i, t in enumerate(when):  # type: ignore[arg-type]
+        cells = ["" if np.isnan(column[i]) else repr(float(column[i])) for column in values]  # type: ignore[index]
+        rows.append(",".join([str(t), *cells]))
+    return [row + "\n" for row in rows]
+
+
+def replay(
+    lines: list[str], setting: Config | None = None, *, lenient: bool = False, **more: object
+) -> Replay:
+    said: list[str] = []
+    one = Replay(setting or config("y"), Reader(lines, lenient=lenient, say=said.append), **more)  # type: ignore[arg-type]
+    one.said = said  # type: ignore[attr-defined]
+    return one
+
+
+def test_the_same_numbers_as_the_daemon_s() -> None:
+    health = {"press": HealthConfig(tags=("a", "b"), warmup=100)}
+    setting = config("a", "b", health=health)
+    a, b = ar2(400, 1), ar2(400, 2)
+    b[200:210] = np.nan
+    one = replay(text({"a": a, "press/b": b}), setting)
+    rows: list[object] = []
+    one.run(lambda sample, run, foretold: rows.append((*foretold, run.health.scores())))
+    keys = [("press", "a"), ("press", "b")]
+    model = Predictor(keys, np.ones(2))
+    scorer = Health(setting, keys, model)
+    foretold = model.one_step()
+    events = []
+    for i in range(400):
+        values = np.array([a[i], b[i]])
+        model.update(np.arange(2), values, np.full(2, float(i)))
+        events += scorer.update(np.arange(2), values, float(i))
+        for one_side, other in zip(rows[i], (*foretold, scorer.scores()), strict=True):  # type: ignore[call-overload]
+            assert np.array_equal(one_side, other, equal_nan=True)
+        foretold = model.one_step()
+    assert one.result.events == events
+
+
+def test_the_result_has_the_contract_s_shape_and_agrees_with_the_forecasts() -> None:
+    one = replay(text({"y": Y}), horizon=(1, 5))
+    made: list[tuple[float, float, float]] = []
+    body = one.run(
+        lambda sample, run, foretold: made.append(tuple(float(each[0]) for each in foretold))
+    ).body()  # type: ignore[arg-type]
+    assert json.loads(json.dumps(body)) == body
+    assert (body["v"], body["rows"], body["skipped"]) == (1, 600, 0) and body["us_per_update"] > 0
+    scores = body["tags"]["y"]["horizons"]
+    assert body["tags"]["y"]["n"] == 600 and set(scores) == {"1", "5"}
+    forecast, lower, upper = np.array(made).T
+    assert np.isnan(forecast[:30]).all() and np.isfinite(forecast[30:]).all(), "scored from the 31st sample"
+    error = np.abs(Y - forecast)[30:]
+    last = np.abs(np.diff(Y))[29:]
+    assert scores["1"]["mae"] == pytest.approx(error.mean())
+    assert scores["1"]["relative_mae"] == pytest.approx(error.mean() / last.mean())
+    assert scores["1"]["mase"] == pytest.approx(scores["1"]["relative_mae"])
+    assert scores["1"]["coverage"] == pytest.approx(((lower <= Y) & (upper >= Y))[30:].mean())
+    assert scores["1"]["mean_width"] == pytest.approx((upper - lower)[30:].mean())
+    assert scores["5"]["mase"] > scores["1"]["mase"]
+    assert set(scores["1"]) == {"mae", "relative_mae", "mase", "coverage", "mean_width"}
+
+
+def test_what_is_undefined_is_null() -> None:
+    constant = replay(text({"y": np.full(100, 3.0)})).run().body()["tags"]["y"]["horizons"]["1"]
+    assert constant["mae"] == 0.0 and constant["relative_mae"] is None and constant["mase"] is None
+    short = replay(text({"y": Y[:10]})).run().body()["tags"]["y"]["horizons"]["1"]
+    assert all(value is None for value in short.values())
+
+
+def test_an_unknown_tag_gets_the_defaults_and_the_period_of_the_file() -> None:
+    times = [(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=5 * i)).isoformat() for i in range(600)]
+    one = replay(text({"new": Y, "other/x": Y}, times), config())
+    one.run()
+    assert one.keys == [("replay", "new"), ("other", "x")] and (one.periods == 300.0).all()
+    assert one.result.tags["new"]["horizons"]["1"]["relative_mae"] < 0.6
+
+
+def test_a_file_sampled_otherwise_than_configured_is_told() -> None:
+    one = replay(text({"y": Y}, range(0, 36000, 60)))
+    assert one.run().notes == ["y: sampled every 60 s in the file, 1 s in the configuration"]
+    assert one.result.tags["y"]["horizons"]["1"]["relative_mae"] < 0.6
+
+
+def test_tags_of_other_periods_in_one_file() -> None:
+    slow = np.full(2000, np.nan)
+    slow[::10] = ar2(200)
+    one = replay(text({"fast": ar2(2000), "slow": slow}), config())
+    one.run()
+    assert one.periods.tolist() == [1.0, 10.0]
+    assert one.result.tags["slow"]["n"] == 200
+    alone = replay(text({"slow": ar2(200)}, range(0, 2000, 10)), config()).run()
+    assert alone.tags["slow"] == one.result.tags["slow"], "empty cells between are not missing samples"
+
+
+def test_a_gap_in_the_times_is_a_gap() -> None:
+    holes = Y.copy()
+    holes[300:310] = np.nan
+    kept = np.isfinite(holes)
+    cut = replay(text({"y": Y[kept]}, np.arange(600.0)[kept]))
+    empty = replay(text({"y": holes}))
+    cut.run(), empty.run()
+    assert np.allclose(cut.predictor.a, empty.predictor.a)
+
+
+def test_the_hour_that_comes_twice() -> None:
+    start = datetime(2026, 10, 25, 0, 0)
+    local = [start + timedelta(minutes=5 * i) for i in range(36)]
+    times = [
+        t.isoformat()
+        for t in [*local, *[t - timedelta(hours=1) + timedelta(hours=0) for t in local[24:]], *local[36:]]
+    ]
+    values = ar2(len(times))
+    body = replay(text({"y": values}, times), config()).run()
+    assert body.rows == len(times) == 48 and body.skipped == 0
+    assert body.tags["y"]["n"] == 48, "every sample of both hours is taken"
+
+
+def test_time_zones_in_the_file_are_respected() -> None:
+    assert seconds("2022-03-27T01:00:00+01:00") == seconds("2022-03-27T00:00:00Z") == 1648339200.0
+    assert seconds("2022-03-27 00:00:00") == 1648339200.0 and seconds("12.5") == 12.5
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("5,1.0,2.0", "line 7: 3 cells where the header has 2"),
+        ("5", "line 7: 1 cells where the header has 2"),
+        ("yesterday,1.0", "line 7: 'yesterday' is no time"),
+        ("inf,1.0", "line 7: 'inf' is no time"),
+        ("5,much", "line 7: 'much' in column y is no number"),
+        ("5,inf", "line 7: 'inf' in column y is no finite number"),
+        ("4,1.0", "line 7: the time 4 stood in the row before already"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line(row: str, reason: str) -> None:
+    lines = text({"y": Y[:20]})
+    lines[6] = row + "\n"
+    with pytest.raises(BadRow) as told:
+        replay(lines).run()
+    assert str(told.value).startswith(reason)
+    lenient = replay(lines, lenient=True)
+    assert (lenient.run().skipped, lenient.result.rows) == (1, 19)
+    assert lenient.said[0].startswith(reason) and lenient.said[0].endswith("skipped")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("", "the file is empty"),
+        ("time\n", "names no tag"),
+        ("time,y,y\n", "the tag y twice"),
+        ("time,,y\n", "a column without a name"),
+        ("time,y,press/y\n", "names a tag that another column names too"),
+    ],
+)
+def test_a_bad_header_is_told(header: str, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        replay([header] if header else [])
+
+
+def test_a_tag_that_several_devices_have_needs_its_device() -> None:
+    both = Config(
+        "x",
+        None,
+        None,
+        devices={n: Device(n, Url("t", "tcp"), tags={"y": Tag("y", "holding", 0)}) for n in "ab"},
+    )
+    with pytest.raises(BadRow, match="write a/y"):
+        resolve(["y"], both)
+    assert resolve(["b/y"], both) == [("b", "y")]
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "null", "None", "NA"])
+def test_words_for_missing(word: str) -> None:
+    assert np.isnan(number(word, "y"))
+
+
+def test_inputs_are_used_where_the_file_has_them() -> None:
+    setting = config("y", "u", predict=PredictConfig(inputs={("press", "y"): (("press", "u"),)}))
+    u = np.repeat(np.random.default_rng(3).integers(0, 2, 75), 40).astype(float)
+    y = np.zeros(3000)
+    for i in range(1, 3000):
+        y[i] = 0.95 * y[i - 1] + 2.0 * u[i - 1] + 0.02 * np.sin(i)
+    driven = replay(text({"y": y, "u": u}), setting).run().tags["y"]["horizons"]["1"]["mae"]
+    alone = replay(text({"y": y}), setting).run().tags["y"]["horizons"]["1"]["mae"]
+    assert driven < 0.8 * alone
+
+
+def test_memory_does_not_grow_with_the_file() -> None:
+    def lines(count: int) -> Iterator[str]:
+        yield "time,y\n"
+        for i in range(count):
+            yield f"{i},{Y[i % 600]}\n"
+
+    peaks = []
+    for count in (1000, 4000):
+        tracemalloc.start()
+        Replay(config("y"), Reader(lines(count), lenient=False, say=print)).run()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0] + 200_000
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, setting: Config, *words: str) -> int:
+    loader = types.SimpleNamespace(load_or_fail=lambda path: setting)
+    monkeypatch.setitem(sys.modules, "agent.cli.load", loader)  # type: ignore[arg-type]
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return command.main(parser.parse_args(["config.yaml", *words]))
+
+
+def test_the_command_prints_json_and_writes_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data.csv", tmp_path / "out.csv"
+    series = Y.copy()
+    series[100] = np.nan
+    data.write_text("\ufeff" + "".join(text({"y": series})), encoding="utf-8")
+    assert invoke(monkeypatch, config("y"), str(data), "--json", "--out", str(out), "--horizon", "1,3") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["rows"] == 600 and set(body["tags"]["y"]["horizons"]) == {"1", "3"}
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert list(rows[0]) == ["time", "tag", "value", "forecast", "lower", "upper", "health"]
+    assert (
+        len(rows) == 600
+        and rows[0]["forecast"] == ""
+        and rows[100]["value"] == ""
+        and rows[0]["health"] == ""
+    )
+    forecast = np.array([float(row["forecast"] or "nan") for row in rows])
+    assert 0.3 < relative_mae(series, np.append(forecast[1:], np.nan), 1) < 0.6
+    assert float(rows[500]["lower"]) <= float(rows[500]["forecast"]) <= float(rows[500]["upper"])
+    assert 0.0 <= float(rows[500]["health"]) <= 1.0
+
+
+def test_the_command_prints_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("".join(text({"y": Y, "still": np.ones(600)})))
+    assert invoke(monkeypatch, config("y"), str(data)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("600 rows, 0 skipped") and len(lines) >= 8
+    assert any(line.startswith("still") and " - " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"time,y\n1,x\n", "line 2: 'x' in column y is no number (--lenient skips bad rows)"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_the_command_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_bytes(content)
+    with pytest.raises(Failure) as told:
+        invoke(monkeypatch, config("y"), str(data))
+    assert words in str(told.value) and str(data) in str(told.value) and told.value.status == 1
+
+
+@pytest.mark.parametrize("bad", ["", "0", "1,1", "x", "1,-2", "99999"])
+def test_a_bad_horizon_is_a_usage_error(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as told:
+        invoke(monkeypatch, config("y"), "data.csv", "--horizon", bad)
+    assert told.value.code == 2
