@@ -53,7 +53,6 @@ class Keeper:
         *,
         clock: Clock,
         rng: random.Random,
-        settle: float,
         changed: Callable[[], None],
     ) -> None:
         self.link = link
@@ -158,8 +157,8 @@ class Keeper:
         return True
 
     def rest(self) -> None:
-        """Closes the connection until `keep` is called again (close_after_poll)."""
-        if self.link.connected:
+        """Closes a connection that was used until `keep` is called again (close_after_poll)."""
+        if self.link.connected and self._proven:
             self.resting = True
             self.link.close()
 

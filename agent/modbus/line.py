@@ -1,0 +1,564 @@
+"""The owner of one line or host: one task that sends one request at a time.
+
+Order of work: writes and reads that somebody waits for, due scans, then what fits into the time left: slow units,
+silent units, requests that failed and are worth another try, learning what a device refuses.
+
+Because one request follows another and each reply is handed on before the next request leaves, a value that was read
+before a write can never arrive after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.config.types import Device, Url
+from agent.modbus.codec import WireWrite
+from agent.modbus.faults import (
+    ABSENT,
+    BUSY,
+    DeviceFault,
+    LinkFault,
+    exception_quality,
+    exception_words,
+)
+from agent.modbus.framers import Answer
+from agent.modbus.keeper import Connection, Keeper
+from agent.modbus.link import Link
+from agent.modbus.meter import Meter, milliseconds, percentile
+from agent.modbus.plan import Request
+from agent.modbus.requests import Job, read_body, write_steps
+from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
+from agent.runtime.clock import Clock
+from agent.twin.quality import Quality
+from agent.twin.records import Event
+
+log = logging.getLogger("edgetwin.modbus")
+
+REST_AHEAD = 0.05
+"""With close_after_poll the connection stays up when it is needed again sooner than this, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one request. `payload` is its data bytes, None when `quality` is not GOOD.
+
+    `t` is the monotonic time at which the reply arrived or the failure was known; `rtt` None when nothing was sent.
+    """
+
+    t: float
+    rtt: float | None
+    payload: bytes | None
+    quality: Quality
+    exception: int | None = None
+    words: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanDone:
+    """One pass over the requests of one device and period, answered or not. Times are monotonic seconds."""
+
+    device: str
+    every: float
+    k: int
+    due: float
+    started: float
+    finished: float
+    ok: int
+    failed: int
+
+
+class Line:
+    """All devices of one URL. `run` is its life; the callbacks are called in its task and must not block."""
+
+    def __init__(
+        self,
+        url: Url,
+        devices: Sequence[Device],
+        plans: Mapping[str, tuple[Request, ...]],
+        *,
+        clock: Clock,
+        on_reply: Callable[[Request, Reply], None],
+        on_scan: Callable[[ScanDone], None],
+        on_event: Callable[[Event], None],
+        rng: random.Random,
+        link: Connection | None = None,
+    ) -> None:
+        self.url = url
+        self.devices: Mapping[str, Device] = {device.name: device for device in devices}
+        self.tried = False
+        self._clock = clock
+        self._on_reply = on_reply
+        self._on_scan = on_scan
+        self._on_event = on_event
+        self._schedule = Schedule(devices, plans, rng=rng)
+        self._meter = Meter()
+        self._jobs: deque[Job] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._told_down = False
+        self._told_states: dict[str, str] = {}
+        self._rests = any(device.limits.close_after_poll for device in devices)
+        connection = link or Link(
+            url,
+            clock=clock,
+            on_lost=self.lost,
+            on_late=self.late,
+            accept=frozenset(word for device in devices for word in device.accept),
+            settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
+        )
+        self._keeper = Keeper(connection, clock=clock, rng=rng, changed=self._wake.set)
+
+    # -- what others ask ----------------------------------------------------------------------------------------
+
+    async def write(self, device: str, wire: WireWrite, *, deadline: float) -> Reply:
+        """Writes before anything else on the line. Two writes are two frames, in the order in which they came.
+
+        Raises LinkFault (no connection, or no right answer; past `deadline`, monotonic, it is not sent any more) or
+        DeviceFault. What it returns is the device's confirmation; whether the value took is for a read to show.
+        """
+        answer: Answer | None = None
+        answer = await self._queue(Job(device, deadline, self._loop().create_future(), wire=wire))
+        if answer.exception is not None:
+            raise DeviceFault(answer.exception)
+        return Reply(answer.t, answer.rtt, answer.payload, Quality.GOOD)
+
+    async def read(self, requests: Sequence[Request], *, deadline: float) -> list[tuple[Request, Reply]]:
+        """Reads on demand, with the priority of a write. A failure is a Reply with a quality; nothing is raised."""
+        jobs = [Job(request.device, deadline, self._loop().create_future(), request) for request in requests]
+        replies: list[tuple[Request, Reply]] = []
+        for request, job in zip(requests, jobs):
+            try:
+                replies.append((request, reply_of(await self._queue(job))))
+            except LinkFault as fault:
+                replies.append(
+                    (request, Reply(self._clock.mono(), None, None, fault.quality, None, fault.words))
+                )
+        return replies
+
+    def status(self) -> dict[str, Any]:
+        """This line's part of `edgetwin status --json`."""
+        now = self._clock.mono()
+        self._meter.roll(now)
+        rtts = self._meter.rtts
+        return {
+            "state": self._keeper.state,
+            "requests": self._meter.requests,
+            "errors": dict(self._meter.errors),
+            "rtt_ms": {
+                "p50": milliseconds(percentile(rtts, 0.5)),
+                "p99": milliseconds(percentile(rtts, 0.99)),
+            },
+            "utilisation": round(self._meter.utilisation, 4),
+            "devices": {name: self._device_status(unit, now) for name, unit in self._schedule.units.items()},
+        }
+
+    def _device_status(self, unit: Unit, now: float) -> dict[str, Any]:
+        retry = max(0.0, unit.next_try - now) if unit.demoted else None
+        status: dict[str, Any] = {
+            "state": self._state_of(unit),
+            "retry_s": None if retry is None else round(retry, 1),
+            "learnt": [],
+        }
+        if unit.state == "slow":
+            status["timeout_ms"] = milliseconds(unit.patience)
+        if self.devices[unit.name].accept:
+            status["accept"] = list(self.devices[unit.name].accept)
+        return status
+
+    def scans(self) -> dict[str, Any]:
+        """What `status --json` says of this line's scans."""
+        return {
+            f"{scan.device}/{duration(scan.every)}": {
+                "done": scan.done,
+                "overruns": scan.overruns,
+                "late_ms": {
+                    "p50": milliseconds(percentile(scan.late, 0.5)),
+                    "p99": milliseconds(percentile(scan.late, 0.99)),
+                    "max": milliseconds(max(scan.late, default=None)),
+                },
+            }
+            for scan in self._schedule.scans
+        }
+
+    def device_states(self) -> dict[str, str]:
+        """Device -> ok, slow, silent, link or degraded (some of its addresses are refused)."""
+        return {name: self._state_of(unit) for name, unit in self._schedule.units.items()}
+
+    def _state_of(self, unit: Unit) -> str:
+        if self._keeper.state == "down" or self._keeper.hopeless:
+            return "link"
+        return unit.state
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Polls until it is cancelled or closed. May be called again after it failed."""
+        try:
+            await self._first_attempt()
+            self._schedule.start(self._clock.mono())
+            while not self._closing:
+                await self._step()
+        finally:
+            await self._keeper.close()
+            self._fail_jobs("the line was closed")
+
+    async def close(self) -> None:
+        """Ends the connection and the run; whoever waits is told."""
+        self._closing = True
+        self._wake.set()
+        await self._keeper.close()
+        self._fail_jobs("the line was closed")
+
+    async def _first_attempt(self) -> None:
+        self._keeper.keep()
+        while (
+            self._keeper.attempts
+            and not self._keeper.usable
+            and not self._keeper.failures
+            and not self._closing
+        ):
+            await self._sleep_until(self._keeper.wake_at)
+        self._told_link()
+        if self._keeper.failures or not self._schedule.scans:
+            self.tried = True
+
+    async def _step(self) -> None:
+        """One request, or a sleep until there is something to do."""
+        now = self._clock.mono()
+        for run in self._schedule.overtaken(now):
+            unit = self._schedule.units[run.scan.device]
+            self._fail(run, Quality.TIMEOUT, self._slow_words(unit, now))
+        for run in self._schedule.due(now):
+            barred = self._barred(run)
+            if barred is not None:
+                self._fail(run, *barred)
+        if not self._keeper.resting or self._schedule.active or self._jobs:
+            self._keeper.keep()
+        self._told_link()
+        job = self._next_job(now)
+        if job is not None:
+            await self._do(job)
+        elif not (self._keeper.usable and await self._poll(now)):
+            await self._idle()
+
+    async def _poll(self, now: float) -> bool:
+        """Sends the one request that is next; False when the line has nothing to do."""
+        schedule = self._schedule
+        run = schedule.pick(now)
+        if run is not None:
+            await self._advance(run, schedule.units[run.scan.device].patience)
+            return True
+        slow = schedule.pick_slow(now)
+        if slow is not None:
+            await self._advance(slow[0], slow[1])
+            return True
+        silent = schedule.pick_silent(now)
+        if silent is not None:
+            unit, request, limit = silent
+            await self._reread(unit, request, limit)
+            return True
+        owed = schedule.pick_owed(now)
+        if owed is not None:
+            request, limit = owed
+            del schedule.owed[request]
+            await self._reread(schedule.units[request.device], request, limit)
+            return True
+        return False
+
+    async def _idle(self) -> None:
+        now = self._clock.mono()
+        wake = min(self._schedule.next_due(), self._schedule.next_spare(now), self._keeper.wake_at)
+        wake = min([wake, *(job.deadline for job in self._jobs)])
+        if self._rests and not self._schedule.active and not self._jobs and wake - now > REST_AHEAD:
+            self._keeper.rest()
+            wake = min(self._schedule.next_due(), self._schedule.next_spare(now))
+        await self._sleep_until(wake)
+
+    async def _sleep_until(self, when: float) -> None:
+        """Sleeps until `when` (monotonic; inf: for ever) or until something changes."""
+        handle = None
+        if when != float("inf"):
+            handle = self._loop().call_later(max(0.0, when - self._clock.mono()), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            self._wake.clear()
+            if handle is not None:
+                handle.cancel()
+
+    @staticmethod
+    def _loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    # -- scans --------------------------------------------------------------------------------------------------
+
+    def _barred(self, run: Run) -> tuple[Quality, str] | None:
+        """Why a due scan fails without touching the wire, or None."""
+        if self._keeper.hopeless:
+            return Quality.LINK, self._keeper.words
+        unit = self._schedule.units[run.scan.device]
+        if unit.demoted:
+            return Quality.TIMEOUT, f"{unit.name} does not answer"
+        return None
+
+    async def _advance(self, run: Run, timeout: float) -> None:
+        """The next request of a pass."""
+        now = self._clock.mono()
+        if run.started is None:
+            run.started = now
+            run.scan.late.append(max(0.0, now - run.due))
+        request = run.pending[0]
+        unit = self._schedule.units[request.device]
+        try:
+            answer = await self._ask(unit, request.unit, request.function, read_body(request), timeout)
+        except LinkFault as fault:
+            for active in [one for one in self._schedule.active if self._hit(one, unit, fault)]:
+                self._fail(active, fault.quality, fault.words)
+            return
+        run.touched = self._clock.mono()
+        run.pending.popleft()
+        self._take(request, reply_of(answer), run)
+        if unit.demoted:
+            self._fail(run, Quality.TIMEOUT, f"{unit.name} does not answer")
+        elif not run.pending:
+            self._finish(run)
+
+    @staticmethod
+    def _hit(run: Run, unit: Unit, fault: LinkFault) -> bool:
+        """True when a fault ends this pass: a lost connection ends all, a silent unit its own."""
+        return fault.quality is Quality.LINK or run.scan.device == unit.name
+
+    def _take(self, request: Request, reply: Reply, run: Run) -> None:
+        self.tried = True
+        if reply.payload is not None:
+            run.ok += 1
+            self._schedule.owed.pop(request, None)
+        else:
+            run.failed += 1
+            if reply.exception in BUSY:
+                self._schedule.owed[request] = self._clock.mono() + BUSY_RETRY
+        self._on_reply(request, reply)
+
+    def _fail(self, run: Run, quality: Quality, words: str) -> None:
+        """Ends a pass: each of its requests that was not answered is told as failed."""
+        now = self._clock.mono()
+        self.tried = True
+        while run.pending:
+            request = run.pending.popleft()
+            run.failed += 1
+            self._schedule.owed[request] = now
+            self._on_reply(request, Reply(now, None, None, quality, None, words))
+        self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        self._schedule.finish(run)
+        now = self._clock.mono()
+        started = now if run.started is None else run.started
+        scan = run.scan
+        self._on_scan(ScanDone(scan.device, scan.every, run.k, run.due, started, now, run.ok, run.failed))
+
+    async def _reread(self, unit: Unit, request: Request, limit: float) -> None:
+        """A request off the grid, in spare time: proof of life, or what failed at its turn."""
+        try:
+            answer = await self._ask(unit, request.unit, request.function, read_body(request), limit)
+        except LinkFault:
+            return
+        self._schedule.owed.pop(request, None)
+        reply = reply_of(answer)
+        if reply.payload is not None:
+            self._on_reply(request, reply)
+        elif reply.exception in BUSY:
+            self._schedule.owed[request] = self._clock.mono() + BUSY_RETRY
+
+    def _slow_words(self, unit: Unit, now: float) -> str:
+        slack = max(0.0, self._schedule.slack(unit.name, now))
+        return f"{unit.name} takes {unit.slowest * 1000:.0f} ms; the line has {slack * 1000:.0f} ms for it"
+
+    # -- one request --------------------------------------------------------------------------------------------
+
+    async def _ask(self, unit: Unit, number: int, function: int, body: bytes, timeout: float) -> Answer:
+        """Sends one request and keeps the books. Raises LinkFault."""
+        started = self._clock.mono()
+        within = max(timeout, self._schedule.slack(unit.name, started))
+        try:
+            answer = await self._keeper.link.transact(number, function, body, timeout=timeout, within=within)
+        except LinkFault as fault:
+            now = self._clock.mono()
+            self._meter.used(started, now)
+            self._meter.error(fault.quality.name.lower())
+            if fault.quality is Quality.TIMEOUT:
+                unit.missed(started, now)
+                self._told_unit(unit, fault.words)
+                if self._keeper.mute():
+                    self._schedule_again(now)
+            raise
+        self._meter.used(started, answer.t)
+        self._meter.rtts.append(answer.rtt)
+        self._keeper.good()
+        if answer.exception is not None:
+            self._meter.error(f"exception {answer.exception}")
+        if answer.exception in ABSENT:
+            unit.missed(started, answer.t)
+        else:
+            unit.answered(answer.t, answer.rtt)
+        words = f"answered after {answer.rtt * 1000:.0f} ms"
+        self._told_unit(
+            unit, before, exception_words(answer.exception) if answer.exception in ABSENT else words
+        )
+        return answer
+
+    def _schedule_again(self, now: float) -> None:
+        for unit in self._schedule.units.values():
+            unit.again(now)
+
+    def lost(self, words: str) -> None:
+        """The other side ended the connection."""
+        self._meter.error("lost")
+        self._keeper.lost(words)
+        now = self._clock.mono()
+        self._schedule.owe_all(now)
+        self._schedule_again(now)
+
+    def late(self, number: int, seconds: float) -> None:
+        """A reply came after its request was given up: the unit is slow, not dead."""
+        self._meter.error("late")
+        for unit in self._schedule.units.values():
+            if unit.unit == number:
+                unit.late(self._clock.mono(), seconds)
+                self._told_unit(unit, f"answered after {seconds * 1000:.0f} ms")
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    async def _queue(self, job: Job) -> Answer:
+        if self._closing:
+            raise LinkFault("the line was closed")
+        self._jobs.append(job)
+        self._wake.set()
+        try:
+            return await job.future
+        finally:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _next_job(self, now: float) -> Job | None:
+        """The first job that may be done now; what cannot be done any more is told so."""
+        if self._keeper.hopeless:
+            self._fail_jobs(self._keeper.words)
+            return None
+        for job in list(self._jobs):
+            unit = self._schedule.units[job.device]
+            if job.deadline <= now:
+                self._jobs.remove(job)
+                job.fail(LinkFault("its time was over before it could be sent", Quality.TIMEOUT))
+            elif self._keeper.usable and unit.ready_at <= now:
+                # a silent or slow unit must not hold up the others, not even for a write
+                if not unit.demoted and unit.state == "ok":
+                    return job
+                if self._schedule.slack(unit.name, now) >= max(
+                    SHORTEST_TRY, min(unit.slowest, unit.patience)
+                ):
+                    return job
+        return None
+
+    async def _do(self, job: Job) -> None:
+        self._jobs.remove(job)
+        unit = self._schedule.units[job.device]
+        timeout = unit.patience
+        if unit.demoted or unit.state != "ok":
+            timeout = min(timeout, self._schedule.slack(unit.name, self._clock.mono()))
+        try:
+            if job.request is not None:
+                body = read_body(job.request)
+                job.done(await self._ask(unit, job.request.unit, job.request.function, body, timeout))
+            else:
+                job.done(await self._write(unit, job.wire, timeout))
+        except LinkFault as fault:
+            job.fail(fault)
+        except asyncio.CancelledError:
+            job.fail(LinkFault("the line was closed"))
+            raise
+
+    async def _write(self, unit: Unit, wire: WireWrite | None, timeout: float) -> Answer:
+        """The frames of one write, with nothing in between: a read-modify-write is one thing."""
+        assert wire is not None
+        steps = write_steps(wire)
+        answer: Answer | None = None
+        while True:
+            try:
+                function, body = steps.send(answer) if answer is not None else next(steps)
+            except StopIteration:
+                assert answer is not None
+                return answer
+            answer = await self._ask(unit, wire.unit, function, body, timeout)
+            if answer.exception is not None:
+                return answer
+
+    def _fail_jobs(self, words: str) -> None:
+        while self._jobs:
+            self._jobs.popleft().fail(LinkFault(words))
+
+    # -- what is told -------------------------------------------------------------------------------------------
+
+    def _told_link(self) -> None:
+        """link_down is raised when an attempt to connect failed, and cleared by the first good reply."""
+        down = self._keeper.hopeless
+        if down and not self._told_down:
+            self._told_down = True
+            self._link_event("raised", self._keeper.words)
+        elif self._told_down and self._keeper.failures == 0 and self._keeper.usable:
+            self._told_down = False
+            self._link_event("cleared", f"{self.url.text}: connected")
+        if not down:
+            return
+        for run in list(self._schedule.active):
+            self._fail(run, Quality.LINK, self._keeper.words)
+
+    def _link_event(self, state: Any, words: str) -> None:
+        now = self._clock.mono()
+        for name in self.devices:
+            self._on_event(Event(name, "link_down", "warning", state, f"{name}: {words}", now, alarm=True))
+
+    def _told_unit(self, unit: Unit, words: str) -> None:
+        """Tells changes of a unit's state, once each."""
+        before = self._told_states.get(unit.name, "ok")
+        if unit.state == before:
+            return
+        self._told_states[unit.name] = unit.state
+        now = self._clock.mono()
+        if before == "silent":
+            self._schedule.owe_all(now, unit.name)
+        text = f"{unit.name}: {words}"
+        for state, name, severity in (
+            ("silent", "device_silent", "warning"),
+            ("slow", "device_slow", "info"),
+        ):
+            if before == state:
+                self._on_event(
+                    Event(unit.name, name, severity, "cleared", text, now, alarm=state == "silent")
+                )
+            if unit.state == state:
+                self._on_event(Event(unit.name, name, severity, "raised", text, now, alarm=state == "silent"))
+
+
+def reply_of(answer: Answer) -> Reply:
+    """An answer as a Reply: data, or the quality of an exception."""
+    if answer.exception is None:
+        return Reply(answer.t, answer.rtt, answer.payload, Quality.GOOD)
+    code = answer.exception
+    return Reply(answer.t, answer.rtt, None, exception_quality(code), code, exception_words(code))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the words of the configuration: 50ms, 1s, 5m, 2h."""
+    if seconds < 1.0 or seconds % 1:
+        return f"{seconds * 1000:g}ms"
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
