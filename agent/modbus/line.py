@@ -10,67 +10,31 @@ before a write can never arrive after it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from agent.config.types import Device, Url
 from agent.modbus.codec import WireWrite
-from agent.modbus.faults import (
-    ABSENT,
-    BUSY,
-    DeviceFault,
-    LinkFault,
-    exception_quality,
-    exception_words,
-)
+from agent.modbus.faults import ABSENT, BUSY, DeviceFault, LinkFault, exception_words
 from agent.modbus.framers import Answer
 from agent.modbus.keeper import Connection, Keeper
 from agent.modbus.link import Link
 from agent.modbus.meter import Meter, milliseconds, percentile
 from agent.modbus.plan import Request
+from agent.modbus.replies import Reply as Reply
+from agent.modbus.replies import ScanDone as ScanDone
+from agent.modbus.replies import answered_after, duration, reply_of
 from agent.modbus.requests import Job, read_body, write_steps
 from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
+from agent.modbus.teller import Teller
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
 from agent.twin.records import Event
 
-log = logging.getLogger("edgetwin.modbus")
-
 REST_AHEAD = 0.05
 """With close_after_poll the connection stays up when it is needed again sooner than this, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What became of one request. `payload` is its data bytes, None when `quality` is not GOOD.
-
-    `t` is the monotonic time at which the reply arrived or the failure was known; `rtt` None when nothing was sent.
-    """
-
-    t: float
-    rtt: float | None
-    payload: bytes | None
-    quality: Quality
-    exception: int | None = None
-    words: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScanDone:
-    """One pass over the requests of one device and period, answered or not. Times are monotonic seconds."""
-
-    device: str
-    every: float
-    k: int
-    due: float
-    started: float
-    finished: float
-    ok: int
-    failed: int
 
 
 class Line:
@@ -95,14 +59,12 @@ class Line:
         self._clock = clock
         self._on_reply = on_reply
         self._on_scan = on_scan
-        self._on_event = on_event
+        self._teller = Teller(tuple(self.devices), clock=clock, on_event=on_event)
         self._schedule = Schedule(devices, plans, rng=rng)
         self._meter = Meter()
         self._jobs: deque[Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
-        self._told_down = False
-        self._told_states: dict[str, str] = {}
         self._rests = any(device.limits.close_after_poll for device in devices)
         connection = link or Link(
             url,
@@ -224,7 +186,7 @@ class Line:
             and not self._closing
         ):
             await self._sleep_until(self._keeper.wake_at)
-        self._told_link()
+        self._tell_link()
         if self._keeper.failures or not self._schedule.scans:
             self.tried = True
 
@@ -240,12 +202,22 @@ class Line:
                 self._fail(run, *barred)
         if not self._keeper.resting or self._schedule.active or self._jobs:
             self._keeper.keep()
-        self._told_link()
+        self._tell_link()
         job = self._next_job(now)
         if job is not None:
             await self._do(job)
         elif not (self._keeper.usable and await self._poll(now)):
             await self._idle()
+
+    def _tell_link(self) -> None:
+        """What cannot be sent fails at once, and whoever should know of it is told."""
+        down = self._keeper.hopeless
+        if down:
+            self._teller.link_down(self._keeper.words)
+            for run in list(self._schedule.active):
+                self._fail(run, Quality.LINK, self._keeper.words)
+        elif self._keeper.failures == 0 and self._keeper.usable:
+            self._teller.link_up(f"{self.url.text}: connected")
 
     async def _poll(self, now: float) -> bool:
         """Sends the one request that is next; False when the line has nothing to do."""
@@ -394,7 +366,7 @@ class Line:
             self._meter.error(fault.quality.name.lower())
             if fault.quality is Quality.TIMEOUT:
                 unit.missed(started, now)
-                self._told_unit(unit, fault.words)
+                self._tell_unit(unit, fault.words)
                 if self._keeper.mute():
                     self._schedule_again(now)
             raise
@@ -407,11 +379,15 @@ class Line:
             unit.missed(started, answer.t)
         else:
             unit.answered(answer.t, answer.rtt)
-        words = f"answered after {answer.rtt * 1000:.0f} ms"
-        self._told_unit(
-            unit, before, exception_words(answer.exception) if answer.exception in ABSENT else words
+        silent = answer.exception in ABSENT
+        self._tell_unit(
+            unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt)
         )
         return answer
+
+    def _tell_unit(self, unit: Unit, words: str) -> None:
+        if self._teller.unit(unit.name, unit.state, words) == "silent":
+            self._schedule.owe_all(self._clock.mono(), unit.name)
 
     def _schedule_again(self, now: float) -> None:
         for unit in self._schedule.units.values():
@@ -431,7 +407,7 @@ class Line:
         for unit in self._schedule.units.values():
             if unit.unit == number:
                 unit.late(self._clock.mono(), seconds)
-                self._told_unit(unit, f"answered after {seconds * 1000:.0f} ms")
+                self._tell_unit(unit, answered_after(seconds))
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -502,63 +478,3 @@ class Line:
     def _fail_jobs(self, words: str) -> None:
         while self._jobs:
             self._jobs.popleft().fail(LinkFault(words))
-
-    # -- what is told -------------------------------------------------------------------------------------------
-
-    def _told_link(self) -> None:
-        """link_down is raised when an attempt to connect failed, and cleared by the first good reply."""
-        down = self._keeper.hopeless
-        if down and not self._told_down:
-            self._told_down = True
-            self._link_event("raised", self._keeper.words)
-        elif self._told_down and self._keeper.failures == 0 and self._keeper.usable:
-            self._told_down = False
-            self._link_event("cleared", f"{self.url.text}: connected")
-        if not down:
-            return
-        for run in list(self._schedule.active):
-            self._fail(run, Quality.LINK, self._keeper.words)
-
-    def _link_event(self, state: Any, words: str) -> None:
-        now = self._clock.mono()
-        for name in self.devices:
-            self._on_event(Event(name, "link_down", "warning", state, f"{name}: {words}", now, alarm=True))
-
-    def _told_unit(self, unit: Unit, words: str) -> None:
-        """Tells changes of a unit's state, once each."""
-        before = self._told_states.get(unit.name, "ok")
-        if unit.state == before:
-            return
-        self._told_states[unit.name] = unit.state
-        now = self._clock.mono()
-        if before == "silent":
-            self._schedule.owe_all(now, unit.name)
-        text = f"{unit.name}: {words}"
-        for state, name, severity in (
-            ("silent", "device_silent", "warning"),
-            ("slow", "device_slow", "info"),
-        ):
-            if before == state:
-                self._on_event(
-                    Event(unit.name, name, severity, "cleared", text, now, alarm=state == "silent")
-                )
-            if unit.state == state:
-                self._on_event(Event(unit.name, name, severity, "raised", text, now, alarm=state == "silent"))
-
-
-def reply_of(answer: Answer) -> Reply:
-    """An answer as a Reply: data, or the quality of an exception."""
-    if answer.exception is None:
-        return Reply(answer.t, answer.rtt, answer.payload, Quality.GOOD)
-    code = answer.exception
-    return Reply(answer.t, answer.rtt, None, exception_quality(code), code, exception_words(code))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the words of the configuration: 50ms, 1s, 5m, 2h."""
-    if seconds < 1.0 or seconds % 1:
-        return f"{seconds * 1000:g}ms"
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"

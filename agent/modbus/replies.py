@@ -1,0 +1,61 @@
+"""What a line hands on: replies and finished scans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.modbus.faults import exception_quality, exception_words
+from agent.modbus.framers import Answer
+from agent.twin.quality import Quality
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one request. `payload` is its data bytes, None when `quality` is not GOOD.
+
+    `t` is the monotonic time at which the reply arrived or the failure was known; `rtt` None when nothing was sent.
+    """
+
+    t: float
+    rtt: float | None
+    payload: bytes | None
+    quality: Quality
+    exception: int | None = None
+    words: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanDone:
+    """One pass over the requests of one device and period, answered or not. Times are monotonic seconds."""
+
+    device: str
+    every: float
+    k: int
+    due: float
+    started: float
+    finished: float
+    ok: int
+    failed: int
+
+
+def reply_of(answer: Answer) -> Reply:
+    """An answer as a Reply: data, or the quality of an exception."""
+    if answer.exception is None:
+        return Reply(answer.t, answer.rtt, answer.payload, Quality.GOOD)
+    code = answer.exception
+    return Reply(answer.t, answer.rtt, None, exception_quality(code), code, exception_words(code))
+
+
+def answered_after(seconds: float) -> str:
+    """How long a reply took, in words."""
+    return f"answered after {seconds * 1000:.0f} ms"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the words of the configuration: 50ms, 1s, 5m, 2h."""
+    if seconds < 1.0 or seconds % 1:
+        return f"{seconds * 1000:g}ms"
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
