@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.config.types import Config, Tag
 from agent.kernelcache import choose
 from agent.predict import columns as c
 from agent.predict import kernels, reference, saved
@@ -284,3 +285,34 @@ class Predictor:
             [*key, period, shape, [list(of) for of in self.inputs.get(key, ())]]
             for key, period, shape in zip(self.keys, periods, self._shapes, strict=True)
         ]
+
+
+def for_config(config: Config) -> Predictor | None:
+    """The predictor of a configuration's `predict:` section; None where nothing is to be forecast."""
+    predict = config.predict
+    if predict is None or not predict.tags:
+        return None
+    tags = [config.tag(key) for key in predict.tags]
+    return Predictor(
+        predict.tags,
+        np.array([tag.every for tag in tags]),
+        horizon=predict.horizon,
+        order=predict.order,
+        interval=predict.interval,
+        quantum=np.array([quantum(tag) for tag in tags]),
+        inputs=predict.inputs,
+        shapes=[shape(tag) for tag in tags],
+    )
+
+
+def quantum(tag: Tag) -> float:
+    """The least step that a tag's value can make; 0 where it is not known (floats, a scale read from the device)."""
+    if tag.type.startswith("float") or tag.scale_from is not None:
+        return 0.0
+    return abs(float(tag.scale))
+
+
+def shape(tag: Tag) -> str:
+    """What gives a tag's values their meaning: a saved model goes on only where all of it is the same."""
+    where = f"{tag.table} {tag.address} {tag.type} {tag.order} bits {tag.bits}"
+    return f"{where} x {tag.scale} + {tag.offset} scale from {tag.scale_from} {tag.unit}"

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.config.types import Config, Device, PredictConfig, Tag, Url
 from agent.predict.health import Health
-from agent.predict.predictor import Predictor
+from agent.predict.predictor import Predictor, for_config
 from agent.twin.records import Event, Key
 
 Floats = NDArray[np.float64]
@@ -227,14 +227,10 @@ class Replay:
         predict = config.predict or PredictConfig()
         known = set(self.keys)
         inputs = {key: of for key, of in predict.inputs.items() if key in known and known.issuperset(of)}
-        self.predictor = Predictor(
-            self.keys,
-            self.periods,
-            horizon=horizon or predict.horizon,
-            order=predict.order,
-            interval=predict.interval,
-            inputs=inputs,
-        )
+        predict = replace(predict, tags=tuple(self.keys), horizon=horizon or predict.horizon, inputs=inputs)
+        self.predictor = cast(
+            Predictor, for_config(replace(whole, predict=predict))
+        )  # it has tags: never None
         self.health = Health(whole, self.keys, self.predictor)
         self._x_columns = [self.keys.index(key) for key in self.predictor.input_keys]
         self._last = np.full(len(self.keys), -np.inf)

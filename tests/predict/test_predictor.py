@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from agent.config.types import Config, Device, PredictConfig, Tag, Url
 from agent.kernelcache import backend
 from agent.predict import columns as c
 from agent.predict import kernels, reference
-from agent.predict.predictor import Predictor
+from agent.predict.predictor import Predictor, for_config
 from tests.predict.series import ar2, predictor, relative_mae, run, walk
 
 Floats = NDArray[np.float64]
@@ -283,6 +287,27 @@ def test_forecasts_are_a_copy() -> None:
     assert given_out.h == HORIZON and given_out.a.shape == (3, 9) and given_out.b.shape == (3,)
     y, lo, hi = model.ahead(1)
     assert (y == model.y[1]).all() and (lo == model.lo[1]).all() and (hi == model.hi[1]).all()
+
+
+def test_a_configuration_s_predictor() -> None:
+    tags = {
+        "raw": Tag("raw", "input", 7, type="int16", scale=Decimal("0.01"), every=2.0),
+        "real": Tag("real", "holding", 0, type="float32"),
+        "power": Tag("power", "holding", 2, type="int16", scale_from="sf"),
+    }
+    device = Device("press", Url("tcp://h", "tcp"), tags=tags)
+    keys = tuple(("press", name) for name in tags)
+    predict = PredictConfig(tags=keys, horizon=(2, 4), order=3, interval=0.8, inputs={keys[1]: (keys[0],)})
+    config = Config("x", None, None, devices={"press": device}, predict=predict)
+    model = for_config(config)
+    assert model is not None and model.keys == keys and model.horizon == (2, 4)
+    assert (model.order, model.interval, model.input_keys) == (3, 0.8, (keys[0],))
+    assert model.state.scalars[:, c.QUANTUM].tolist() == [0.01, 0.0, 0.0]
+    assert model.state.scalars[:, c.PERIOD].tolist() == [2.0, 1.0, 1.0]
+    assert for_config(replace(config, predict=None)) is None
+    rescaled = {**tags, "raw": replace(tags["raw"], scale=Decimal("0.1"))}
+    other = for_config(replace(config, devices={"press": replace(device, tags=rescaled)}))
+    assert other is not None and other.restore(model.save()) == 2
 
 
 def test_slices_cover_everything_once() -> None:
