@@ -320,6 +320,10 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             for old, sent in self._given_up.values()
         )
 
+    def asked_in_vain(self, unit: int) -> float:
+        """When the last request to `unit` was sent that nobody answered; -inf when there is none."""
+        return max((sent for old, sent in self._given_up.values() if old.unit == unit), default=float("-inf"))
+
     def inherit(self, before: StrictTransactions) -> None:
         """Takes over what may still be answered late by way of a new connection to the same line."""
         self._given_up = before._given_up.copy()

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ class Link:
             self.close()
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
             raise LinkFault(f"{self.url.text}: TLS: {reason}") from None
+        except termios.error as error:
+            self.close()
+            words = f"this port does not take {self.url.baud} baud, parity {self.url.parity} ({error.args[-1]})"
+            raise LinkFault(f"{self.url.text}: {words}") from None
         except OSError as error:
             self.close()
             raise LinkFault(f"{self.url.text}: {await self._reason(error)}") from None
@@ -175,7 +180,7 @@ class Link:
                 url.path,
                 url.baud,
                 8,
-                url.parity,
+                _parity(url),
                 url.stopbits,
                 None,
             ),
@@ -265,9 +270,11 @@ class Link:
         order: once it has answered the probe, nothing older can come. The new connection, or the silence, is for
         those that do not keep to that.
         """
+        silent_for = self._clock.mono() - now.asked_in_vain(wanted.unit)
         if self._serial:
-            await asyncio.sleep(min(timeout, max(0.0, until - self._clock.mono())))
-        else:
+            drain = min(2 * timeout - silent_for, until - self._clock.mono())
+            await asyncio.sleep(max(0.0, drain))
+        elif silent_for < 3 * timeout:
             self.close()
             await self.connect(max(0.0, until - self._clock.mono()))
             assert self._now is not None
@@ -328,6 +335,11 @@ def _tune(transport: asyncio.BaseTransport) -> None:
 def _tls() -> ssl.SSLContext:
     """The system's certificates (or SSL_CERT_FILE), host names checked."""
     return ssl.create_default_context()
+
+
+def _parity(url: Url) -> str:
+    """The URL's, but none on a pseudo-terminal: it has no parity, and refuses to be asked for one twice."""
+    return "N" if Path(url.path).resolve().is_relative_to("/dev/pts") else url.parity
 
 
 def _close_port(opened: asyncio.Future[SerialTransport]) -> None:

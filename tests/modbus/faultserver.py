@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
+import tty
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -129,7 +131,10 @@ class FaultServer:
     live: int = 0
     most_live: int = 0
     port: int = 0
+    echo: bool = False  # a two-wire adapter: what is sent comes back first
     _server: asyncio.Server | None = None
+    _pipes: list[asyncio.BaseTransport] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=list)
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
     _jobs: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -138,10 +143,42 @@ class FaultServer:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
+    async def start_on_a_port(self) -> str:
+        """Serves a serial port instead of a socket (one end of a pty pair); returns the path of the other end."""
+        self.rtu = True
+        loop = asyncio.get_running_loop()
+        here, there = os.openpty()
+        for end in (here, there):
+            tty.setraw(end)
+        self._ends = [there]  # held open: the port stays, whoever opens and closes it
+        reader = asyncio.StreamReader()
+        listening, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(here, "rb", 0)
+        )
+        speaking, protocol = await loop.connect_write_pipe(
+            asyncio.streams.FlowControlMixin, os.fdopen(os.dup(here), "wb", 0)
+        )
+        self._pipes = [listening, speaking]
+        writer = asyncio.StreamWriter(speaking, protocol, None, loop)
+        job = asyncio.create_task(self._serve(reader, writer))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return os.ttyname(there)
+
+    def pull_out(self) -> None:
+        """The serial adapter is gone."""
+        pipes, self._pipes = self._pipes, []
+        for pipe in pipes:
+            pipe.abort() if isinstance(pipe, asyncio.WriteTransport) else pipe.close()
+
     async def stop(self) -> None:
         """Stops listening and drops every connection."""
-        assert self._server is not None
-        self._server.close()
+        self.pull_out()
+        if self._server is not None:
+            self._server.close()
+        for end in self._ends:
+            os.close(end)
+        self._ends = []
         for writer in list(self._open):
             writer.transport.abort()
         for job in list(self._jobs):
@@ -165,6 +202,8 @@ class FaultServer:
             while True:
                 asked = await (self._read_rtu(reader, here) if self.rtu else self._read_tcp(reader, here))
                 self.asked.append(asked)
+                if self.echo:
+                    writer.write(asked.raw)
                 job = asyncio.create_task(self._answer(here, asked))
                 self._jobs.add(job)
                 job.add_done_callback(self._jobs.discard)
