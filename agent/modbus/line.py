@@ -10,23 +10,26 @@ before a write can never arrive after it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent.config.types import Device, Url
 from agent.modbus.codec import WireWrite
-from agent.modbus.faults import ABSENT, BUSY, DeviceFault, LinkFault, exception_words
+from agent.modbus.faults import ABSENT, BUSY, REFUSED, DeviceFault, LinkFault, exception_words
 from agent.modbus.framers import Answer
+from agent.modbus.jobs import Job, Jobs
 from agent.modbus.keeper import Connection, Keeper
+from agent.modbus.learning import Learner
 from agent.modbus.link import Link
-from agent.modbus.meter import Meter, milliseconds, percentile
-from agent.modbus.plan import Request
+from agent.modbus.meter import Meter
+from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request
 from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
-from agent.modbus.replies import answered_after, duration, reply_of
-from agent.modbus.requests import Job, read_body, write_steps
+from agent.modbus.replies import answered_after, reply_of
+from agent.modbus.report import device_status, meter_status, scans_status
+from agent.modbus.requests import read_body, write_steps
 from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
 from agent.modbus.teller import Teller
 from agent.runtime.clock import Clock
@@ -38,7 +41,10 @@ REST_AHEAD = 0.05
 
 
 class Line:
-    """All devices of one URL. `run` is its life; the callbacks are called in its task and must not block."""
+    """All devices of one URL. `run` is its life; the callbacks are called in its task and must not block.
+
+    `learnt` is what earlier runs found out about devices; `on_learnt(device, learnt)` is called when more is known.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,8 @@ class Line:
         on_scan: Callable[[ScanDone], None],
         on_event: Callable[[Event], None],
         rng: random.Random,
+        learnt: Mapping[str, Learnt] | None = None,
+        on_learnt: Callable[[str, Learnt], None] | None = None,
         link: Connection | None = None,
     ) -> None:
         self.url = url
@@ -61,9 +69,17 @@ class Line:
         self._on_scan = on_scan
         self._teller = Teller(tuple(self.devices), clock=clock, on_event=on_event)
         self._schedule = Schedule(devices, plans, rng=rng)
+        self._on_learnt = on_learnt
+        self._learners = {
+            device.name: Learner(device, (learnt or {}).get(device.name, NOTHING_LEARNT))
+            for device in devices
+        }
+        for name, learner in self._learners.items():
+            if learner.learnt != NOTHING_LEARNT and plans.get(name):
+                self._schedule.replace(name, learner.plan())
         self._meter = Meter()
-        self._jobs: deque[Job] = deque()
         self._wake = asyncio.Event()
+        self._jobs = Jobs(added=self._wake.set)
         self._closing = False
         self._rests = any(device.limits.close_after_poll for device in devices)
         connection = link or Link(
@@ -84,19 +100,18 @@ class Line:
         Raises LinkFault (no connection, or no right answer; past `deadline`, monotonic, it is not sent any more) or
         DeviceFault. What it returns is the device's confirmation; whether the value took is for a read to show.
         """
-        answer: Answer | None = None
-        answer = await self._queue(Job(device, deadline, self._loop().create_future(), wire=wire))
+        answer = await self._jobs.done(device, deadline, wire=wire)
         if answer.exception is not None:
             raise DeviceFault(answer.exception)
         return Reply(answer.t, answer.rtt, answer.payload, Quality.GOOD)
 
     async def read(self, requests: Sequence[Request], *, deadline: float) -> list[tuple[Request, Reply]]:
         """Reads on demand, with the priority of a write. A failure is a Reply with a quality; nothing is raised."""
-        jobs = [Job(request.device, deadline, self._loop().create_future(), request) for request in requests]
         replies: list[tuple[Request, Reply]] = []
-        for request, job in zip(requests, jobs):
+        for request in requests:
             try:
-                replies.append((request, reply_of(await self._queue(job))))
+                answer = await self._jobs.done(request.device, deadline, request=request)
+                replies.append((request, reply_of(answer)))
             except LinkFault as fault:
                 replies.append(
                     (request, Reply(self._clock.mono(), None, None, fault.quality, None, fault.words))
@@ -106,47 +121,17 @@ class Line:
     def status(self) -> dict[str, Any]:
         """This line's part of `edgetwin status --json`."""
         now = self._clock.mono()
-        self._meter.roll(now)
-        rtts = self._meter.rtts
-        return {
-            "state": self._keeper.state,
-            "requests": self._meter.requests,
-            "errors": dict(self._meter.errors),
-            "rtt_ms": {
-                "p50": milliseconds(percentile(rtts, 0.5)),
-                "p99": milliseconds(percentile(rtts, 0.99)),
-            },
-            "utilisation": round(self._meter.utilisation, 4),
-            "devices": {name: self._device_status(unit, now) for name, unit in self._schedule.units.items()},
+        body = meter_status(self._meter, now)
+        body["state"] = self._keeper.state
+        body["devices"] = {
+            name: device_status(self.devices[name], unit, self._state_of(unit), self._learners[name], now)
+            for name, unit in self._schedule.units.items()
         }
-
-    def _device_status(self, unit: Unit, now: float) -> dict[str, Any]:
-        retry = max(0.0, unit.next_try - now) if unit.demoted else None
-        status: dict[str, Any] = {
-            "state": self._state_of(unit),
-            "retry_s": None if retry is None else round(retry, 1),
-            "learnt": [],
-        }
-        if unit.state == "slow":
-            status["timeout_ms"] = milliseconds(unit.patience)
-        if self.devices[unit.name].accept:
-            status["accept"] = list(self.devices[unit.name].accept)
-        return status
+        return body
 
     def scans(self) -> dict[str, Any]:
         """What `status --json` says of this line's scans."""
-        return {
-            f"{scan.device}/{duration(scan.every)}": {
-                "done": scan.done,
-                "overruns": scan.overruns,
-                "late_ms": {
-                    "p50": milliseconds(percentile(scan.late, 0.5)),
-                    "p99": milliseconds(percentile(scan.late, 0.99)),
-                    "max": milliseconds(max(scan.late, default=None)),
-                },
-            }
-            for scan in self._schedule.scans
-        }
+        return scans_status(self._schedule.scans)
 
     def device_states(self) -> dict[str, str]:
         """Device -> ok, slow, silent, link or degraded (some of its addresses are refused)."""
@@ -155,7 +140,7 @@ class Line:
     def _state_of(self, unit: Unit) -> str:
         if self._keeper.state == "down" or self._keeper.hopeless:
             return "link"
-        return unit.state
+        return "degraded" if unit.state == "ok" and self._learners[unit.name].learnt.refused else unit.state
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -168,14 +153,14 @@ class Line:
                 await self._step()
         finally:
             await self._keeper.close()
-            self._fail_jobs("the line was closed")
+            self._jobs.fail("the line was closed", close=self._closing)
 
     async def close(self) -> None:
         """Ends the connection and the run; whoever waits is told."""
         self._closing = True
         self._wake.set()
         await self._keeper.close()
-        self._fail_jobs("the line was closed")
+        self._jobs.fail("the line was closed", close=self._closing)
 
     async def _first_attempt(self) -> None:
         self._keeper.keep()
@@ -200,6 +185,8 @@ class Line:
             barred = self._barred(run)
             if barred is not None:
                 self._fail(run, *barred)
+            else:
+                self._skip_refused(run)
         if not self._keeper.resting or self._schedule.active or self._jobs:
             self._keeper.keep()
         self._tell_link()
@@ -241,12 +228,13 @@ class Line:
             del schedule.owed[request]
             await self._reread(schedule.units[request.device], request, limit)
             return True
-        return False
+        return await self._study(now)
 
     async def _idle(self) -> None:
         now = self._clock.mono()
         wake = min(self._schedule.next_due(), self._schedule.next_spare(now), self._keeper.wake_at)
-        wake = min([wake, *(job.deadline for job in self._jobs)])
+        retries = [at for learner in self._learners.values() if (at := learner.wanted_at()) > now]
+        wake = min([wake, self._jobs.first_deadline, *retries])
         if self._rests and not self._schedule.active and not self._jobs and wake - now > REST_AHEAD:
             self._keeper.rest()
             wake = min(self._schedule.next_due(), self._schedule.next_spare(now))
@@ -315,6 +303,8 @@ class Line:
             run.failed += 1
             if reply.exception in BUSY:
                 self._schedule.owed[request] = self._clock.mono() + BUSY_RETRY
+            elif reply.exception in REFUSED:
+                self._learners[request.device].refused(request, self._clock.mono())
         self._on_reply(request, reply)
 
     def _fail(self, run: Run, quality: Quality, words: str) -> None:
@@ -347,6 +337,55 @@ class Line:
             self._on_reply(request, reply)
         elif reply.exception in BUSY:
             self._schedule.owed[request] = self._clock.mono() + BUSY_RETRY
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def _skip_refused(self, run: Run) -> None:
+        """Tags that the device is known to refuse are told so at their turn without asking again."""
+        learner = self._learners[run.scan.device]
+        if not learner.learnt.refused:
+            return
+        now = self._clock.mono()
+        for request in [one for one in run.pending if learner.is_refused(one)]:
+            run.pending.remove(request)
+            run.failed += 1
+            words = f"{run.scan.device} refuses this address"
+            self._on_reply(request, Reply(now, None, None, Quality.ILLEGAL, None, words))
+        if not run.pending:
+            self._finish(run)
+
+    async def _study(self, now: float) -> bool:
+        """One read that shows what a device refuses, in spare time. False when there is nothing to find out."""
+        for name, learner in self._learners.items():
+            unit = self._schedule.units[name]
+            if unit.demoted or unit.ready_at > now or learner.wanted_at() > now:
+                continue
+            request = learner.next(now)
+            slack = self._schedule.slack(name, now)
+            if request is None or slack < max(SHORTEST_TRY, unit.slowest):
+                continue
+            with contextlib.suppress(LinkFault):
+                limit = min(unit.patience, slack)
+                reply = reply_of(
+                    await self._ask(unit, request.unit, request.function, read_body(request), limit)
+                )
+                self._studied(unit, learner, request, reply)
+            return True
+        return False
+
+    def _studied(self, unit: Unit, learner: Learner, request: Request, reply: Reply) -> None:
+        if reply.exception is not None and reply.exception not in REFUSED:
+            unit.ready_at = self._clock.mono() + BUSY_RETRY
+            return
+        if reply.payload is not None and request.tags:
+            self._on_reply(request, reply)
+        refused = learner.learnt.refused
+        if not learner.told(request, reply.payload is not None, reply.t):
+            return
+        self._schedule.replace(unit.name, learner.plan())
+        self._teller.learnt(learner, refused)
+        if self._on_learnt is not None:
+            self._on_learnt(unit.name, learner.learnt)
 
     def _slow_words(self, unit: Unit, now: float) -> str:
         slack = max(0.0, self._schedule.slack(unit.name, now))
@@ -411,39 +450,21 @@ class Line:
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
-    async def _queue(self, job: Job) -> Answer:
-        if self._closing:
-            raise LinkFault("the line was closed")
-        self._jobs.append(job)
-        self._wake.set()
-        try:
-            return await job.future
-        finally:
-            if job in self._jobs:
-                self._jobs.remove(job)
-
     def _next_job(self, now: float) -> Job | None:
-        """The first job that may be done now; what cannot be done any more is told so."""
+        """The first job that may be done now."""
         if self._keeper.hopeless:
-            self._fail_jobs(self._keeper.words)
-            return None
-        for job in list(self._jobs):
-            unit = self._schedule.units[job.device]
-            if job.deadline <= now:
-                self._jobs.remove(job)
-                job.fail(LinkFault("its time was over before it could be sent", Quality.TIMEOUT))
-            elif self._keeper.usable and unit.ready_at <= now:
-                # a silent or slow unit must not hold up the others, not even for a write
-                if not unit.demoted and unit.state == "ok":
-                    return job
-                if self._schedule.slack(unit.name, now) >= max(
-                    SHORTEST_TRY, min(unit.slowest, unit.patience)
-                ):
-                    return job
-        return None
+            self._jobs.fail(self._keeper.words)
+        return self._jobs.take(now, lambda device: self._may(self._schedule.units[device], now))
+
+    def _may(self, unit: Unit, now: float) -> bool:
+        """A silent or slow unit must not hold up the others, not even for a write."""
+        if not self._keeper.usable or unit.ready_at > now:
+            return False
+        if not unit.demoted and unit.state == "ok":
+            return True
+        return self._schedule.slack(unit.name, now) >= max(SHORTEST_TRY, min(unit.slowest, unit.patience))
 
     async def _do(self, job: Job) -> None:
-        self._jobs.remove(job)
         unit = self._schedule.units[job.device]
         timeout = unit.patience
         if unit.demoted or unit.state != "ok":
@@ -452,7 +473,7 @@ class Line:
             if job.request is not None:
                 body = read_body(job.request)
                 job.done(await self._ask(unit, job.request.unit, job.request.function, body, timeout))
-            else:
+            elif job.wire is not None:
                 job.done(await self._write(unit, job.wire, timeout))
         except LinkFault as fault:
             job.fail(fault)
@@ -460,21 +481,14 @@ class Line:
             job.fail(LinkFault("the line was closed"))
             raise
 
-    async def _write(self, unit: Unit, wire: WireWrite | None, timeout: float) -> Answer:
-        """The frames of one write, with nothing in between: a read-modify-write is one thing."""
-        assert wire is not None
+    async def _write(self, unit: Unit, wire: WireWrite, timeout: float) -> Answer:
+        """The frames of one write, with nothing in between."""
         steps = write_steps(wire)
-        answer: Answer | None = None
+        function, body = next(steps)
         while True:
-            try:
-                function, body = steps.send(answer) if answer is not None else next(steps)
-            except StopIteration:
-                assert answer is not None
-                return answer
             answer = await self._ask(unit, wire.unit, function, body, timeout)
-            if answer.exception is not None:
-                return answer
-
-    def _fail_jobs(self, words: str) -> None:
-        while self._jobs:
-            self._jobs.popleft().fail(LinkFault(words))
+            try:
+                function, body = steps.send(answer)
+            except StopIteration as end:
+                result: Answer = end.value
+                return result

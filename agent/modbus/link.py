@@ -106,7 +106,9 @@ class Link:
             raise LinkFault(f"{self.url.text}: TLS: {reason}") from None
         except termios.error as error:
             self.close()
-            words = f"this port does not take {self.url.baud} baud, parity {self.url.parity} ({error.args[-1]})"
+            words = (
+                f"this port does not take {self.url.baud} baud, parity {self.url.parity} ({error.args[-1]})"
+            )
             raise LinkFault(f"{self.url.text}: {words}") from None
         except OSError as error:
             self.close()

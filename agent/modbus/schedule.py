@@ -322,6 +322,15 @@ class Schedule:
             if now - run.touched >= run.scan.every and self.units[run.scan.device].state != "ok"
         ]
 
+    def replace(self, device: str, requests: Iterable[Request]) -> None:
+        """A device is read by other requests from its next turn on; its periods stay."""
+        by_period: dict[float, list[Request]] = {}
+        for request in requests:
+            by_period.setdefault(request.every, []).append(request)
+        for scan in self.scans:
+            if scan.device == device:
+                scan.requests = by_period.get(scan.every, [])
+
     def start(self, now: float) -> None:
         """Begins every grid anew, and with it all that is under way."""
         for scan in self.scans:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from agent.modbus.learning import Learner
 from agent.modbus.schedule import State
 from agent.runtime.clock import Clock
 from agent.twin.records import Event
 
 
 class Teller:
-    """Raises and clears link_down, device_silent and device_slow of the devices of one line."""
+    """Raises and clears link_down, device_silent, device_slow and address_refused of the devices of one line."""
 
     def __init__(self, devices: Sequence[str], *, clock: Clock, on_event: Callable[[Event], None]) -> None:
         self._devices = devices
@@ -46,6 +47,25 @@ class Teller:
         self._change(name, before, "cleared", words)
         self._change(name, state, "raised", words)
         return before
+
+    def learnt(self, learner: Learner, before: frozenset[str]) -> None:
+        """More is known of what a device refuses; `before` are the tags that it was known to refuse."""
+        now = self._clock.mono()
+        name = learner.device.name
+        for tag in sorted(learner.learnt.refused - before):
+            where = learner.device.tags[tag]
+            text = (
+                f"{name}: the device refuses {where.table} {where.address} ({tag}); the other tags are read"
+            )
+            self._on_event(Event(name, "address_refused", "warning", "raised", text, now, tag))
+        for tag in sorted(before - learner.learnt.refused):
+            self._on_event(
+                Event(name, "address_refused", "warning", "cleared", f"{name}: {tag} can be read", now, tag)
+            )
+        lines = [line for line in learner.as_yaml() if not line.startswith("#")]
+        if lines and learner.learnt.refused == before:
+            text = f"{name}: learnt what the device bears; for its block: {'; '.join(lines)}"
+            self._on_event(Event(name, "limits_learnt", "info", "raised", text, now))
 
     def _change(self, name: str, state: State, change: Literal["raised", "cleared"], words: str) -> None:
         now = self._clock.mono()

@@ -1,0 +1,214 @@
+"""What a device refuses, found out by halving the refused request: illegal addresses, holes, the longest request.
+
+Pure: it says what to read next and is told what came of it. All that can be read is read meanwhile and afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from dataclasses import dataclass, field
+
+from agent.config.types import Device
+from agent.modbus.plan import (
+    NOTHING_LEARNT,
+    REGISTER_TABLES,
+    Learnt,
+    Request,
+    plan_device,
+    request_for,
+    split,
+)
+
+FIRST_RETRY, LONGEST_RETRY = 10.0, 3600.0
+"""Seconds between tries of a refused tag: soon at first (a starting device may still give it), then rarely."""
+WHOLLY_REFUSED = 30.0
+"""Seconds before a device that refuses everything is studied again: it may only be starting."""
+
+
+@dataclass(slots=True)
+class Study:
+    """One refused request under examination."""
+
+    root: Request
+    queue: deque[Request]
+    halves: dict[Request, tuple[Request, ...]] = field(default_factory=dict)
+    good: list[Request] = field(default_factory=list)
+    refused: list[Request] = field(default_factory=list)  # of one tag each
+    search: tuple[Request, int, int] | None = (
+        None  # (a refused request, a length that was read, one that was refused)
+    )
+
+    def answered(self, request: Request) -> None:
+        """`request` was read."""
+        if self.search is not None:
+            self.search = (self.search[0], request.count, self.search[2])
+        else:
+            self.good.append(request)
+
+    def was_refused(self, request: Request, device: Device) -> None:
+        """`request` was refused: it is halved, or is one tag and has to be given up."""
+        if self.search is not None:
+            self.search = (self.search[0], self.search[1], request.count)
+            return
+        parts = split(request, device)
+        if len(parts) == 1:
+            self.refused.append(request)
+        else:
+            self.halves[request] = parts
+            self.queue.extend(parts)
+
+    def next(self) -> Request | None:
+        """What to read next; None when all is known."""
+        if self.queue:
+            return self.queue[0]
+        if self.search is None:
+            self._begin_search()
+        if self.search is not None:
+            node, good, refused = self.search
+            if refused - good > 1:
+                return dataclasses.replace(node, count=(good + refused) // 2, tags=(), wanted=0)
+        return None
+
+    def _begin_search(self) -> None:
+        """Both halves can be read and touch each other, but not the whole: it is too long."""
+        for node, parts in self.halves.items():
+            if node.table in REGISTER_TABLES and _both_good(parts, self.good) and not _hole(parts):
+                self.search = (node, max(part.count for part in parts), node.count)
+                return
+
+    def illegal(self) -> list[tuple[int, int]]:
+        """Spans that no request may touch: refused tags, and holes between what can be read."""
+        spans = [(request.address, request.address + request.count) for request in self.refused]
+        for parts in self.halves.values():
+            hole = _hole(parts)
+            if hole is not None and _both_good(parts, self.good):
+                spans.append(hole)
+        return spans
+
+
+def _both_good(parts: tuple[Request, ...], good: list[Request]) -> bool:
+    return all(part in good for part in parts)
+
+
+def _hole(parts: tuple[Request, ...]) -> tuple[int, int] | None:
+    first, second = sorted(parts, key=lambda part: part.address)
+    start = first.address + first.count
+    return (start, second.address) if start < second.address else None
+
+
+class Learner:
+    """What is known of one device, and what is being found out. Times are monotonic seconds."""
+
+    def __init__(self, device: Device, learnt: Learnt = NOTHING_LEARNT) -> None:
+        self.device = device
+        self.learnt = learnt
+        self._study: Study | None = None
+        self._retry_at = 0.0
+        self._retry_wait = FIRST_RETRY
+        self._not_before = 0.0
+
+    def refused(self, request: Request, now: float) -> None:
+        """A planned request was refused with exception 1, 2 or 3."""
+        if self._study is not None or now < self._not_before or self.is_refused(request):
+            return
+        parts = split(request, self.device)
+        self._study = Study(request, deque(parts))
+        if len(parts) > 1:
+            self._study.halves[request] = parts
+
+    def is_refused(self, request: Request) -> bool:
+        """True for the request of a tag that the device is known to refuse: it is tried seldom, not at its turn."""
+        return bool(request.tags) and self.learnt.refused.issuperset(request.tags)
+
+    def wanted_at(self) -> float:
+        """When `next` has something: now (-inf) during a study, at the next retry of refused tags, or never (inf)."""
+        if self._study is not None:
+            return float("-inf")
+        return self._retry_at if self.learnt.refused else float("inf")
+
+    def next(self, now: float) -> Request | None:
+        """What to read next in spare time, or None."""
+        if self._study is not None:
+            return self._study.next()
+        if self.learnt.refused and now >= self._retry_at:
+            return request_for(self.device, (min(self.learnt.refused),))
+        return None
+
+    def told(self, request: Request, ok: bool, now: float) -> bool:
+        """`request`, which `next` gave, was answered or refused. True when `learnt` has changed."""
+        if self._study is None:
+            return self._told_retry(request, ok, now)
+        study = self._study
+        if study.queue and study.queue[0] == request:
+            study.queue.popleft()
+        if ok:
+            study.answered(request)
+        else:
+            study.was_refused(request, self.device)
+        if study.next() is not None:
+            return False
+        self._study = None
+        return self._conclude(study, now)
+
+    def _told_retry(self, request: Request, ok: bool, now: float) -> bool:
+        if not ok:
+            self._retry_at = now + self._retry_wait
+            self._retry_wait = min(2 * self._retry_wait, LONGEST_RETRY)
+            return False
+        span = (request.address, request.address + request.count)
+        self.learnt = dataclasses.replace(
+            self.learnt,
+            refused=self.learnt.refused.difference(request.tags),
+            illegal=tuple(one for one in self.learnt.illegal if one != (request.table, span)),
+        )
+        self._retry_at = now
+        return True
+
+    def _conclude(self, study: Study, now: float) -> bool:
+        refused = self.learnt.refused.union(*(request.tags for request in study.refused))
+        if refused == set(self.device.tags):
+            self._not_before = now + WHOLLY_REFUSED
+            return False
+        illegal = {*self.learnt.illegal, *((study.root.table, span) for span in study.illegal())}
+        longest = self.learnt.longest
+        if study.search is not None:
+            widest = max(
+                (tag.count for name, tag in self.device.tags.items() if name not in refused), default=1
+            )
+            longest = max(min(longest or study.search[1], study.search[1]), widest)
+        learnt = Learnt(tuple(sorted(illegal)), frozenset(refused), longest)
+        if learnt == self.learnt:
+            self._not_before = now + WHOLLY_REFUSED
+            return False
+        if study.refused:
+            self._retry_wait = FIRST_RETRY
+            self._retry_at = now + FIRST_RETRY
+        self.learnt = learnt
+        return True
+
+    def plan(self) -> tuple[Request, ...]:
+        """The requests that read the device as it is known by now."""
+        return plan_device(self.device, self.learnt)
+
+    def as_yaml(self) -> list[str]:
+        """What was learnt as lines for the device's block of the configuration, tags that it refuses as comments."""
+        lines = []
+        if self.learnt.longest:
+            lines.append(f"limits: {{registers: {self.learnt.longest}}}")
+        refused = {
+            (tag.table, (tag.address, tag.address + tag.count)): name
+            for name, tag in self.device.tags.items()
+            if name in self.learnt.refused
+        }
+        holes = [
+            f"{table} {first}-{after - 1}"
+            for table, (first, after) in self.learnt.illegal
+            if (table, (first, after)) not in refused
+        ]
+        if holes:
+            lines.append(f"avoid: [{', '.join(holes)}]")
+        lines += [
+            f"# {name}: the device refuses {table} {first}" for (table, (first, _)), name in refused.items()
+        ]
+        return lines
