@@ -1,0 +1,201 @@
+"""Values -> the frames that write them. Pure; what a tag's configuration does not allow is refused in plain words."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from agent.config.types import Device, Tag
+from agent.twin.records import Plain
+
+WIDTHS = {"int16": 1, "uint16": 1, "int32": 2, "uint32": 2, "int64": 4, "uint64": 4}
+BCD_DIGITS = {"bcd16": 4, "bcd32": 8}
+FULL_MASK = 0xFFFF
+
+
+class EncodeProblem(Exception):
+    """The value cannot be written to the tag; the message says why in plain words."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireWrite:
+    """One write as it goes out. `words` for functions 6 and 16, `bits` for 5 and 15, masks for 22.
+
+    With masks and another function than 22 the register is read, changed and written back under the line's lock.
+    """
+
+    unit: int
+    function: int
+    address: int
+    words: tuple[int, ...] = ()
+    bits: tuple[bool, ...] = ()
+    and_mask: int = FULL_MASK
+    or_mask: int = 0
+
+    @property
+    def masked(self) -> bool:
+        """True where only some bits of one register change."""
+        return self.and_mask != FULL_MASK
+
+
+def encode(tag: Tag, device: Device, value: Plain, power: int | None = None) -> WireWrite:
+    """The frame that writes `value`, in the tag's unit, to the nearest step that the register can hold.
+
+    `power` is what the tag of `scale_from` holds now. A name of `states` stands for its number. Raises EncodeProblem
+    for a wrong type, a value outside the range of `write` or of the type, and for a tag without `write`.
+    """
+    if tag.write is None:
+        raise EncodeProblem("not writable: its configuration has no `write`")
+    if tag.table == "coil":
+        return _coil(tag, device, value)
+    if tag.bit is not None or tag.bits is not None:
+        return _field(tag, device, value)
+    words = _words(tag, value, power)
+    function = tag.write.function or (6 if len(words) == 1 else 16)
+    return WireWrite(device.unit, function, tag.address, words=words)
+
+
+def _coil(tag: Tag, device: Device, value: Plain) -> WireWrite:
+    assert tag.write is not None
+    return WireWrite(device.unit, tag.write.function or 5, tag.address, bits=(_truth(value),))
+
+
+def _field(tag: Tag, device: Device, value: Plain) -> WireWrite:
+    """A bit or a bit field: only its bits change. The field may lie in any register of a 32- or 64-bit tag."""
+    assert tag.write is not None
+    if tag.bit is not None:
+        low, high, number = tag.bit, tag.bit, int(_truth(value))
+    else:
+        assert tag.bits is not None
+        low, high = tag.bits
+        number = _integer(tag, value)
+        _inside(number, 0, (1 << (high - low + 1)) - 1, "the bit field holds")
+    word = low // 16
+    if high // 16 != word:
+        raise EncodeProblem("the bit field lies in two registers, which cannot be written at once")
+    reversed_words = tag.order in ("CDAB", "DCBA")
+    address = tag.address + (word if reversed_words else tag.count - 1 - word)
+    shift = low % 16
+    mask = ((1 << (high - low + 1)) - 1) << shift
+    bits = number << shift
+    if tag.order in ("BADC", "DCBA"):
+        mask, bits = _swapped(mask), _swapped(bits)
+    return WireWrite(device.unit, tag.write.function or 22, address, and_mask=FULL_MASK & ~mask, or_mask=bits)
+
+
+def _swapped(word: int) -> int:
+    return word >> 8 | (word & 0xFF) << 8
+
+
+def _words(tag: Tag, value: Plain, power: int | None) -> tuple[int, ...]:
+    if tag.type == "string":
+        return _ordered(tag, _text(tag, value))
+    if tag.type == "bool":
+        return (int(_truth(value)),)
+    number = _number(tag, value)
+    assert tag.write is not None
+    low, high = tag.write.range or tag.range or (-math.inf, math.inf)
+    _inside(number, low, high, "allowed are values")
+    if tag.scale_from is not None and power is None:
+        raise EncodeProblem(f"its power of ten ({tag.scale_from}) is not known, so it cannot be scaled")
+    raw = (number - tag.offset) / tag.scale.scaleb(power or 0)
+    if tag.type == "float32":
+        try:
+            return _ordered(tag, struct.pack(">f", float(raw)))
+        except OverflowError:
+            raise EncodeProblem(f"{value} does not fit into a float32") from None
+    if tag.type == "float64":
+        return _ordered(tag, struct.pack(">d", float(raw)))
+    steps = int(raw.to_integral_value())
+    if tag.type in BCD_DIGITS:
+        digits = BCD_DIGITS[tag.type]
+        _inside(steps, 0, 10**digits - 1, f"a {tag.type} holds raw values")
+        return _ordered(tag, bytes.fromhex(f"{steps:0{digits}d}"))
+    return _ordered(tag, _integer_bytes(tag, steps))
+
+
+def _integer_bytes(tag: Tag, steps: int) -> bytes:
+    size = 2 * WIDTHS[tag.type]
+    signed = tag.type.startswith("int")
+    low, high = (-(1 << 8 * size - 1), (1 << 8 * size - 1) - 1) if signed else (0, (1 << 8 * size) - 1)
+    _inside(steps, low, high, f"a {tag.type} holds raw values")
+    pattern = steps % (1 << 8 * size)
+    if pattern in {raw % (1 << 8 * size) for raw in tag.missing}:
+        raise EncodeProblem("that raw value means 'not available' to the device")
+    return pattern.to_bytes(size, "big")
+
+
+def _ordered(tag: Tag, data: bytes) -> tuple[int, ...]:
+    words = [data[k : k + 2] for k in range(0, len(data), 2)]
+    if tag.order in ("BADC", "DCBA"):
+        words = [word[::-1] for word in words]
+    if tag.order in ("CDAB", "DCBA") and tag.type != "string":
+        words.reverse()
+    return tuple(int.from_bytes(word, "big") for word in words)
+
+
+def _text(tag: Tag, value: Plain) -> bytes:
+    if not isinstance(value, str):
+        raise EncodeProblem("it takes text")
+    data = value.encode()
+    if len(data) > tag.length:
+        raise EncodeProblem(f"the text is {len(data)} bytes long; it holds {tag.length}")
+    return data.ljust(2 * tag.count, b"\0")
+
+
+def _truth(value: Plain) -> bool:
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    raise EncodeProblem("it takes true or false")
+
+
+def _integer(tag: Tag, value: Plain) -> int:
+    number = _number(tag, value)
+    if number != number.to_integral_value():
+        raise EncodeProblem("it takes a whole number")
+    return int(number)
+
+
+def _number(tag: Tag, value: Plain) -> Decimal:
+    """The value as an exact decimal. JSON carries integers beyond 2^53 as text, so digits in text are taken too."""
+    if isinstance(value, bool) or value is None:
+        raise EncodeProblem("it takes a number")
+    if isinstance(value, str):
+        for number, name in tag.states.items():
+            if name == value:
+                return Decimal(number)
+        try:
+            parsed = Decimal(value)
+        except InvalidOperation:
+            names = f" or one of {', '.join(tag.states.values())}" if tag.states else ""
+            raise EncodeProblem(f"{value!r} is no number{names}") from None
+    else:
+        parsed = Decimal(repr(value))
+    if not parsed.is_finite():
+        raise EncodeProblem("it takes a finite number")
+    return parsed
+
+
+def _inside(number: Decimal | int, low: float, high: float, words: str) -> None:
+    if not low <= number <= high:
+        raise EncodeProblem(f"{number} is out of range; {words} from {low:g} to {high:g}")
+
+
+def readback_matches(tag: Tag, value: Plain, readback: Plain, power: int | None = None) -> bool:
+    """True where what the device shows is what was written, to the nearest step of the register."""
+    if readback is None:
+        return False
+    if tag.boolean:
+        return bool(readback) == _truth(value)
+    if tag.type == "string":
+        return isinstance(value, str) and readback == value.rstrip("\0 ")
+    wanted, shown = _number(tag, value), _number(tag, readback)
+    step = abs(tag.scale.scaleb(power or 0)) if not tag.type.startswith("float") else Decimal(0)
+    if tag.bits is not None:
+        step = Decimal(0)
+    rounding = (
+        max(abs(wanted) * Decimal("1e-6"), Decimal("1e-30")) if tag.type == "float32" else Decimal("1e-12")
+    )
+    return abs(wanted - shown) <= step / 2 + (rounding if tag.type.startswith("float") else Decimal(0))

@@ -1,0 +1,374 @@
+"""Which requests read a device's tags at the least cost of its line. Pure: plain data in, plain data out.
+
+The cost of a request is an overhead (frames, silent gaps, the device's own time) and a price per register; the plan
+is the exact minimum over all ways to cover the tags (dynamic programming over intervals sorted by start and end).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.config.types import Config, Device, Table, Tag, Url
+
+READ_FUNCTION: dict[Table, int] = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
+TABLE_OF: dict[int, Table] = {function: table for table, function in READ_FUNCTION.items()}
+REGISTER_TABLES = ("holding", "input")
+
+TCP_OVERHEAD_MS = 5.0
+"""Of a request over TCP: round trip and the device's own time; a register more costs next to nothing."""
+TCP_REGISTER_MS = 0.002
+SERIAL_TURNAROUND_MS = 10.0
+BITS_PER_CHARACTER = 11
+REQUEST_CHARACTERS, REPLY_CHARACTERS = 8, 5
+FIXED_GAP_MS = 1.75
+"""The 3.5-character gap is 1.75 ms above 19,200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
+
+Span = tuple[int, int]
+"""(first address, address after the last)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One read: `count` registers or bits from `address`; its reply holds all of `tags`, of which `wanted` are words
+    (or bits) that a tag needs."""
+
+    device: str
+    unit: int
+    function: int
+    address: int
+    count: int
+    every: float
+    tags: tuple[str, ...]
+    wanted: int
+
+    @property
+    def table(self) -> Table:
+        return TABLE_OF[self.function]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a device has shown that it does not bear.
+
+    illegal: spans per table that no request may touch, unless a tag lies there that was not refused itself;
+    refused: tags that are read alone and seldom; longest: registers per request, 0 where the limit of the
+    configuration holds.
+    """
+
+    illegal: tuple[tuple[Table, Span], ...] = ()
+    refused: frozenset[str] = frozenset()
+    longest: int = 0
+
+
+NOTHING_LEARNT = Learnt()
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Milliseconds: of a request, of a register in it."""
+
+    overhead: float
+    register: float
+
+    def of(self, table: Table, count: int) -> float:
+        """Of a request for `count` registers or bits."""
+        registers = count if table in REGISTER_TABLES else count / 16
+        return self.overhead + self.register * registers
+
+
+def line_cost(url: Url, pause: float = 0.0) -> Cost:
+    """What requests cost on a line; `pause` is the device's own, in seconds."""
+    if url.scheme != "rtu":
+        return Cost(TCP_OVERHEAD_MS + 1000 * pause, TCP_REGISTER_MS)
+    character = 1000.0 * BITS_PER_CHARACTER / url.baud
+    gap = 3.5 * character if url.baud <= 19200 else FIXED_GAP_MS
+    frames = (REQUEST_CHARACTERS + REPLY_CHARACTERS) * character
+    return Cost(frames + 2 * gap + SERIAL_TURNAROUND_MS + 1000 * pause, 2 * character)
+
+
+def plan_device(device: Device, learnt: Learnt = NOTHING_LEARNT) -> tuple[Request, ...]:
+    """The least-cost requests that read every tag of a device, each tag whole in one request.
+
+    Tags are planned apart by period and table; `alone` tags and those the device refused get requests of their own.
+    Raises ValueError when a tag cannot be read within the device's limits (`check` refuses that first).
+    """
+    groups: dict[tuple[float, Table], list[Tag]] = {}
+    requests: list[Request] = []
+    for tag in device.tags.values():
+        if tag.alone or tag.name in learnt.refused:
+            requests.append(request_for(device, (tag.name,)))
+        else:
+            groups.setdefault((tag.every, tag.table), []).append(tag)
+    for (every, table), tags in groups.items():
+        requests += _plan_group(device, learnt, every, table, tags)
+    requests.sort(key=lambda request: (request.every, request.function, request.address))
+    return tuple(requests)
+
+
+def _plan_group(
+    device: Device, learnt: Learnt, every: float, table: Table, tags: Sequence[Tag]
+) -> Iterable[Request]:
+    limit = device.limits.registers if table in REGISTER_TABLES else device.limits.bits
+    if learnt.longest and table in REGISTER_TABLES:
+        limit = min(limit, learnt.longest)
+    forbidden = [(avoid.first, avoid.last + 1) for avoid in device.avoid if avoid.table == table]
+    forbidden += [span for where, span in learnt.illegal if where == table]
+    together = _with_powers(tags, limit)
+    spans = least_cost(
+        [span for span, _ in together],
+        cost=line_cost(device.url, device.limits.pause),
+        table=table,
+        limit=limit,
+        gap=device.limits.gap,
+        forbidden=_outside_of_tags(forbidden, tags),
+    )
+    return _requests(device, every, table, spans, tags)
+
+
+def _with_powers(tags: Sequence[Tag], limit: int) -> list[tuple[Span, str]]:
+    """Each tag's span, stretched to the register of its power of ten where one request can hold both.
+
+    A power of ten may change while the device runs, so value and power should stem from one reply.
+    """
+    by_name = {tag.name: tag for tag in tags}
+    spans = []
+    for tag in tags:
+        first, after = tag.address, tag.address + tag.count
+        power = by_name.get(tag.scale_from) if tag.scale_from else None
+        if power is not None:
+            low, high = min(first, power.address), max(after, power.address + power.count)
+            if high - low <= limit:
+                first, after = low, high
+        spans.append(((first, after), tag.name))
+    return spans
+
+
+def _outside_of_tags(forbidden: Iterable[Span], tags: Sequence[Tag]) -> list[Span]:
+    """Forbidden spans less what tags themselves cover: a tag is read even where its neighbourhood is not."""
+    covered = sorted((tag.address, tag.address + tag.count) for tag in tags)
+    free: list[Span] = []
+    for first, after in forbidden:
+        for start, end in covered:
+            if start >= after or end <= first:
+                continue
+            if first < start:
+                free.append((first, start))
+            first = max(first, end)
+        if first < after:
+            free.append((first, after))
+    return sorted(free)
+
+
+def _requests(
+    device: Device, every: float, table: Table, spans: Sequence[Span], tags: Sequence[Tag]
+) -> Iterable[Request]:
+    """Requests for spans sorted by start; each tag goes to the last one that holds it (values and powers together)."""
+    starts = [first for first, _ in spans]
+    held: list[list[Tag]] = [[] for _ in spans]
+    home: dict[str, int] = {}
+    for tag in tags:
+        place = bisect_right(starts, tag.address) - 1
+        while spans[place][1] < tag.address + tag.count:
+            place -= 1  # an earlier, longer one holds it
+        home[tag.name] = place
+    for tag in tags:
+        if tag.scale_from in home:
+            place = next(
+                (k for k, span in enumerate(spans) if _holds_both(span, tag, device)), home[tag.name]
+            )
+            home[tag.name] = place
+            if _holds_both(spans[place], tag, device):
+                home[tag.scale_from] = place
+    for tag in tags:
+        held[home[tag.name]].append(tag)
+    for (first, after), mine in zip(spans, held):
+        if mine:
+            yield Request(
+                device=device.name,
+                unit=device.unit,
+                function=READ_FUNCTION[table],
+                address=first,
+                count=after - first,
+                every=every,
+                tags=tuple(tag.name for tag in mine),
+                wanted=_wanted(mine),
+            )
+
+
+def _holds_both(span: Span, tag: Tag, device: Device) -> bool:
+    power = device.tags.get(tag.scale_from or "")
+    return (
+        power is not None
+        and span[0] <= min(tag.address, power.address)
+        and max(tag.address + tag.count, power.address + power.count) <= span[1]
+    )
+
+
+def _wanted(tags: Iterable[Tag]) -> int:
+    return len({address for tag in tags for address in range(tag.address, tag.address + tag.count)})
+
+
+def least_cost(
+    spans: Iterable[Span], *, cost: Cost, table: Table, limit: int, gap: int | None, forbidden: Sequence[Span]
+) -> list[Span]:
+    """The cheapest set of requests so that each span lies whole in one of them.
+
+    No request is longer than `limit`, bridges a hole longer than `gap` (None: any that pays) or touches a forbidden
+    span. Equal costs: fewer requests, then fewer registers. Raises ValueError when a span alone breaks a rule.
+    """
+    atoms = _outermost(spans)
+    count = len(atoms)
+    best: list[tuple[float, int, int]] = [(0.0, 0, 0)] + [(float("inf"), 0, 0)] * count
+    came_from = [0] * (count + 1)
+    barriers = [first for first, _ in forbidden]
+    for start in range(count):
+        if best[start][0] == float("inf"):
+            continue
+        first = atoms[start][0]
+        next_barrier = bisect_right(barriers, first)
+        if next_barrier and forbidden[next_barrier - 1][1] > first:
+            continue
+        cap = min(first + limit, barriers[next_barrier] if next_barrier < len(barriers) else 1 << 17)
+        reach = first
+        for end in range(start, count):
+            hole = atoms[end][0] - reach
+            if atoms[end][1] > cap or (gap is not None and end > start and hole > gap):
+                break
+            reach = max(reach, atoms[end][1])
+            length = reach - first
+            spent, requests, registers = best[start]
+            candidate = (spent + cost.of(table, length), requests + 1, registers + length)
+            if candidate < best[end + 1]:
+                best[end + 1], came_from[end + 1] = candidate, start
+    if best[count][0] == float("inf"):
+        raise ValueError("a tag does not fit into one request within the device's limits")
+    chosen: list[Span] = []
+    while count:
+        start = came_from[count]
+        chosen.append((atoms[start][0], atoms[count - 1][1]))
+        count = start
+    return chosen[::-1]
+
+
+def _outermost(spans: Iterable[Span]) -> list[Span]:
+    """Spans without those inside another; start and end both increase strictly."""
+    kept: list[Span] = []
+    for first, after in sorted(set(spans), key=lambda span: (span[0], -span[1])):
+        if not kept or after > kept[-1][1]:
+            kept.append((first, after))
+    return kept
+
+
+def request_for(device: Device, names: tuple[str, ...]) -> Request:
+    """One request that holds just these tags of one table, from the first of their addresses to the last."""
+    tags = [device.tags[name] for name in names]
+    first = min(tag.address for tag in tags)
+    after = max(tag.address + tag.count for tag in tags)
+    return Request(
+        device=device.name,
+        unit=device.unit,
+        function=READ_FUNCTION[tags[0].table],
+        address=first,
+        count=after - first,
+        every=tags[0].every,
+        tags=names,
+        wanted=_wanted(tags),
+    )
+
+
+def split(request: Request, device: Device) -> tuple[Request, ...]:
+    """Two requests instead of one, cut at the widest hole near its middle; itself when it holds one tag only."""
+    tags = sorted((device.tags[name] for name in request.tags), key=lambda tag: (tag.address, tag.count))
+    if len(tags) < 2:
+        return (request,)
+    quarter = len(tags) // 4
+    cuts = range(max(1, quarter), max(2, len(tags) - quarter))
+
+    def hole(cut: int) -> int:
+        return tags[cut].address - tags[cut - 1].address - tags[cut - 1].count
+
+    cut = max(cuts, key=lambda cut: (hole(cut), -abs(2 * cut - len(tags))))
+    return tuple(
+        dataclasses.replace(request_for(device, tuple(tag.name for tag in part)), every=request.every)
+        for part in (tags[:cut], tags[cut:])
+    )
+
+
+def cycle_ms(device: Device, requests: Iterable[Request]) -> float:
+    """Estimated time of one pass over the requests, in milliseconds."""
+    cost = line_cost(device.url, device.limits.pause)
+    return sum(cost.of(request.table, request.count) for request in requests)
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The `plan` of `edgetwin check --plan --json`."""
+    plans = {device.name: plan_device(device) for device in config.devices.values()}
+    return {
+        name: {
+            "requests": [
+                {
+                    "table": request.table,
+                    "address": request.address,
+                    "count": request.count,
+                    "wanted": request.wanted,
+                    "every": _period(request.every),
+                }
+                for request in requests
+            ],
+            "cycle_ms": round(cycle_ms(config.devices[name], requests), 1),
+            "period_ms": round(1000 * min((request.every for request in requests), default=0.0), 3),
+        }
+        for name, requests in plans.items()
+    }
+
+
+def text(config: Config) -> list[str]:
+    """The plan as lines for a person."""
+    lines = []
+    for name, plan in describe(config).items():
+        device = config.devices[name]
+        read = sum(request["count"] for request in plan["requests"])
+        wanted = sum(request["wanted"] for request in plan["requests"])
+        lines.append(
+            f"{name}  {device.url.text} unit {device.unit}: {len(plan['requests'])} requests, {read} words read, "
+            f"{wanted} wanted, about {plan['cycle_ms']:g} ms of {plan['period_ms']:g} ms"
+        )
+        lines += [
+            f"  {request['table']} {request['address']}-{request['address'] + request['count'] - 1}"
+            f" ({request['count']}, {request['wanted']} wanted) every {request['every']}"
+            for request in plan["requests"]
+        ]
+    return lines
+
+
+def warnings(config: Config) -> list[tuple[str, str]]:
+    """(device, words) for each line whose periods cannot be kept: at its first device."""
+    load: dict[str, float] = {}
+    first: dict[str, str] = {}
+    for device in config.devices.values():
+        cost = line_cost(device.url, device.limits.pause)
+        busy = sum(
+            cost.of(request.table, request.count) / (1000 * request.every) for request in plan_device(device)
+        )
+        load[device.url.text] = load.get(device.url.text, 0.0) + busy
+        first.setdefault(device.url.text, device.name)
+    return [
+        (
+            first[url],
+            f"the periods on {url} cannot be kept: its requests need about {100 * busy:.0f} % of the time",
+        )
+        for url, busy in load.items()
+        if busy > 1.0
+    ]
+
+
+def _period(seconds: float) -> str:
+    """A duration as the configuration writes it."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{1000 * seconds:g}ms"
