@@ -43,8 +43,19 @@ class Study:
         """`request` was read."""
         if self.search is not None:
             self.search = (self.search[0], request.count, self.search[2])
-        else:
-            self.good.append(request)
+            return
+        self.good.append(request)
+        for node, parts in self.halves.items():
+            # both halves can be read and touch each other, but not the whole: it is too long
+            if (
+                node.table in REGISTER_TABLES
+                and request in parts
+                and self._all_good(parts)
+                and not _hole(parts)
+            ):
+                self.search = (node, max(part.count for part in parts), node.count)
+                self.queue.clear()  # what else there is shows when shorter requests are planned
+                return
 
     def was_refused(self, request: Request, device: Device) -> None:
         """`request` was refused: it is halved, or is one tag and has to be given up."""
@@ -56,39 +67,29 @@ class Study:
             self.refused.append(request)
         else:
             self.halves[request] = parts
-            self.queue.extend(parts)
+            self.queue.extendleft(reversed(parts))
 
     def next(self) -> Request | None:
         """What to read next; None when all is known."""
         if self.queue:
             return self.queue[0]
-        if self.search is None:
-            self._begin_search()
         if self.search is not None:
             node, good, refused = self.search
             if refused - good > 1:
                 return dataclasses.replace(node, count=(good + refused) // 2, tags=(), wanted=0)
         return None
 
-    def _begin_search(self) -> None:
-        """Both halves can be read and touch each other, but not the whole: it is too long."""
-        for node, parts in self.halves.items():
-            if node.table in REGISTER_TABLES and _both_good(parts, self.good) and not _hole(parts):
-                self.search = (node, max(part.count for part in parts), node.count)
-                return
+    def _all_good(self, parts: tuple[Request, ...]) -> bool:
+        return all(part in self.good for part in parts)
 
     def illegal(self) -> list[tuple[int, int]]:
         """Spans that no request may touch: refused tags, and holes between what can be read."""
         spans = [(request.address, request.address + request.count) for request in self.refused]
         for parts in self.halves.values():
             hole = _hole(parts)
-            if hole is not None and _both_good(parts, self.good):
+            if hole is not None and self._all_good(parts):
                 spans.append(hole)
         return spans
-
-
-def _both_good(parts: tuple[Request, ...], good: list[Request]) -> bool:
-    return all(part in good for part in parts)
 
 
 def _hole(parts: tuple[Request, ...]) -> tuple[int, int] | None:
