@@ -141,7 +141,7 @@ def _measure(text: str, units: dict[str, float] | dict[str, int], what: str, adv
     try:
         value = number(digits)
     except Wrong as wrong:
-        raise Wrong(f"{shown(text)} is no {what}", wrong.hint or advice) from None
+        raise Wrong(f"{shown(text)} is no {what}: {wrong}", advice) from None
     if not unit and value == 0:
         return 0.0
     if not unit:
@@ -158,7 +158,7 @@ def _measure(text: str, units: dict[str, float] | dict[str, int], what: str, adv
 
 
 def span(text: str) -> tuple[int, int]:
-    """An inclusive range of whole numbers, `8-11`, or a single one, `8`. Raises Wrong where the end is before the start."""
+    """First and last of `8-11`, or of a single number. Raises Wrong where the end is before the start."""
     first, dash, last = text.partition("-")
     try:
         low = integer(first.strip())
