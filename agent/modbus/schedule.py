@@ -138,8 +138,8 @@ class Scan:
 
     def take(self, now: float) -> tuple[int, float]:
         """(k, due) of the newest grid point not after `now`; those before it are counted as overruns."""
-        newest = max(self.k, int((now - self.first) // self.every))
-        while self.first + newest * self.every > now:  # the quotient may be rounded up
+        newest = int((now - self.first) / self.every) + 1
+        while self.first + newest * self.every > now:  # the quotient may be rounded either way
             newest -= 1
         newest = max(newest, self.k)
         self.overruns += newest - self.k

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
 import tty
 from collections.abc import Awaitable, Callable
@@ -131,6 +132,7 @@ class FaultServer:
     live: int = 0
     most_live: int = 0
     port: int = 0
+    tls: ssl.SSLContext | None = None
     echo: bool = False  # a two-wire adapter: what is sent comes back first
     _server: asyncio.Server | None = None
     _pipes: list[asyncio.BaseTransport] = field(default_factory=list)
@@ -139,7 +141,7 @@ class FaultServer:
     _jobs: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self, port: int = 0) -> FaultServer:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port or self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port or self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
