@@ -22,7 +22,7 @@ from yaml.events import (
 
 from agent.config.scalars import NULL
 
-MOST_NODES = 1_000_000
+MOST_NODES = 400_000
 """Values in one file, each alias counted as what it stands for."""
 DEEPEST = 40
 
@@ -192,7 +192,7 @@ def _at(event: Any, what: str, hint: str | None = None) -> Unreadable:
 
 
 _WORDS: tuple[tuple[str, str, str | None], ...] = (
-    ("mapping values are not allowed", "a colon stands where no key can be", "put such text in quotes, or mend the indentation"),
+    ("mapping values are not allowed", "a colon where no key can be", "put such text in quotes, or mend the indentation"),
     ("could not find expected ':'", "a key without a colon", "write key: value, with a space after the colon"),
     ("expected ',' or '}'", "a { that is not closed, or a comma that is missing", "write {key: value, key: value}"),
     ("expected ',' or ']'", "a [ that is not closed, or a comma that is missing", "write [one, two]"),
@@ -205,8 +205,9 @@ _WORDS: tuple[tuple[str, str, str | None], ...] = (
     ("expected <document start>", "text after the end of the document", "begin keys in the first column, one a line"),
     ("did not find expected node content", "a value is missing here", "a comma too many, or a bracket?"),
     ("did not find the expected comment or line break", "text stands after > or |", "begin the text on the next line"),
+    ("nesting depth", f"lists and mappings are nested deeper than {DEEPEST} levels", None),
     ("directive", "a line that begins with % is a YAML directive", "put it in quotes"),
-    ("anchor or alias", "& and * begin anchors and aliases", "put the text in quotes"),
+    ("alphabetic or numeric character", "& and * begin anchors and aliases", "put the text in quotes"),
 )  # fmt: skip
 """What libyaml says (a part of it) -> what it means, and what would be right."""
 
@@ -226,6 +227,10 @@ def _in_plain_words(error: yaml.MarkedYAMLError, text: str) -> Unreadable:
     if "cannot start any token" in said:
         start = here[column : column + 1]
         return Unreadable(line + 1, column + 1, f"{start} cannot begin a value", "put the text in quotes")
+    if here[column : column + 1] in ("]", "}") and "expected key" in said:
+        return Unreadable(
+            line + 1, column + 1, f"{here[column]} closes nothing", "leave it out, or open it before"
+        )
     for part, what, hint in _WORDS:
         if part in said:
             # An open bracket or quote shows only at the end: its beginning is the place to look at.
