@@ -192,7 +192,7 @@ def _at(event: Any, what: str, hint: str | None = None) -> Unreadable:
 
 
 _WORDS: tuple[tuple[str, str, str | None], ...] = (
-    ("mapping values are not allowed", "a colon where no key can be", "put such text in quotes, or mend the indentation"),
+    ("mapping values are not allowed", "a colon too many", "put the text in quotes, or mend the indentation"),
     ("could not find expected ':'", "a key without a colon", "write key: value, with a space after the colon"),
     ("expected ',' or '}'", "a { that is not closed, or a comma that is missing", "write {key: value, key: value}"),
     ("expected ',' or ']'", "a [ that is not closed, or a comma that is missing", "write [one, two]"),
