@@ -156,7 +156,6 @@ class Block(dict[str, Any]):
         self.here = here
         self.at: dict[str, tuple[int, int]] = {}
         self.keys_at: dict[str, tuple[int, int]] = {}
-        self.items_at: dict[str, list[tuple[int, int]]] = {}
         self.bad: set[str] = set()
 
     def place(self, key: str) -> tuple[int, int]:
