@@ -111,11 +111,11 @@ def _check_powers(device: Device, blocks: Block, found: Findings) -> None:
             guess = nearest(tag.scale_from, device.tags)
             hint = f"did you mean {guess}?" if guess else "name a tag of the same device"
             found.add(place, path, f"{device.name} has no tag {tag.scale_from}", hint)
+        elif power is tag:
+            found.add(place, path, "a tag cannot scale itself", "name another tag")
         elif power.type not in tag_builder.INTEGERS or power.bit is not None or power.scale_from is not None:
             what = f"{power.name} is no plain integer, so no power of ten"
             found.add(place, path, what, "name an int16 that holds a power of ten")
-        elif power is tag:
-            found.add(place, path, "a tag cannot scale itself", "name another tag")
 
 
 def _check_reach(device: Device, blocks: Block, found: Findings) -> None:

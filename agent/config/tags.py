@@ -17,6 +17,8 @@ INTEGERS = ("int16", "uint16", "int32", "uint32", "int64", "uint64")
 BCD_DIGITS = {"bcd16": 4, "bcd32": 8}
 MODICON: dict[str, Table] = {"0": "coil", "1": "discrete", "3": "input", "4": "holding"}
 WRITABLE = ("holding", "coil")
+NUMBERS_ONLY = ("scale", "offset", "scale_from", "range", "deadband", "counter", "loop_current")
+AS_THEY_STAND = (*NUMBERS_ONLY, "unit", "bit", "bits", "length", "alone")
 
 
 def place_of(block: Block, found: Findings) -> tuple[Table, int] | None:
@@ -64,12 +66,7 @@ def build(name: str, block: Block, device: Block, found: Findings) -> Tag | None
     table, address = place
     coils = table in ("coil", "discrete")
     kind: str = block.get("type", "bool" if coils else "uint16")
-    given = {
-        key: block[key]
-        for key in ("scale", "offset", "scale_from", "unit", "range", "bit", "bits", "length")
-        + ("counter", "loop_current", "alone", "deadband")
-        if key in block
-    }
+    given = {key: block[key] for key in AS_THEY_STAND if key in block}
     tag = Tag(
         name=name,
         table=table,
@@ -130,9 +127,6 @@ class _Told:
             given = self.block.get(key)
             if key in self.block and given is not False and given != ():
                 self(key, f"{key} has no meaning for {why}", "leave it out")
-
-
-NUMBERS_ONLY = ("scale", "offset", "scale_from", "range", "deadband", "counter", "loop_current")
 
 
 def _check_type(tag: Tag, block: Block, found: Findings) -> None:
