@@ -1,0 +1,140 @@
+"""A file -> Loaded: the configuration, or every problem with its place."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from agent.config import build, nodes
+from agent.config.fields import NOT_BUILT, NOT_BUILT_SCHEMES, ROOT
+from agent.config.kinds import Block
+from agent.config.types import Config, Problem
+from agent.config.walker import Findings, read
+
+MOST_BYTES = 32 << 20
+COMMON_NAMES = ("raspberrypi", "localhost", "debian")
+"""What machines are called when nobody gave them a name; two gateways of one name overwrite each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`config` is None where there is an error among `problems`. `only_run`: what `run` refuses beyond them."""
+
+    config: Config | None
+    problems: list[Problem]
+    only_run: tuple[Problem, ...] = ()
+
+
+def load(path: str | Path) -> Loaded:
+    """Reads and checks a configuration. Never raises for what a file can hold: each thing wrong is a Problem."""
+    file = str(path)
+    content = _content(file)
+    if isinstance(content, Problem):
+        return Loaded(None, [content])
+    return parse(content, file)
+
+
+def parse(text: str, file: str) -> Loaded:
+    """As load, from text; `file` is what the problems call it."""
+    try:
+        root = nodes.parse(text)
+    except nodes.Unreadable as unreadable:
+        where = unreadable.line, unreadable.column
+        return Loaded(None, [Problem(file, *where, "", str(unreadable), unreadable.hint)])
+    if root is None:
+        return Loaded(
+            None, [Problem(file, 1, 1, "", "the file is empty", "begin with gateway: and devices:")]
+        )
+    found = Findings(file)
+    block = read(ROOT, root, "", found)
+    if not isinstance(block, Block):
+        return Loaded(None, found.sorted())
+    if found.full:
+        return Loaded(None, found.sorted())
+    config = build.config(block, file, found)
+    only_run = (*_gateway(block, file), *_not_built(block, file))
+    return Loaded(None if found.errors else config, found.sorted(), only_run)
+
+
+def for_run(loaded: Loaded) -> list[Problem]:
+    """What `run` alone refuses: no name of the gateway or a common one, and features that are not built yet."""
+    return list(loaded.only_run)
+
+
+def _content(file: str) -> str | Problem:
+    def problem(what: str, hint: str | None = None) -> Problem:
+        return Problem(file, 1, 1, "", what, hint)
+
+    try:
+        with Path(file).open("rb") as stream:
+            size = stream.seek(0, 2) if stream.seekable() else 0
+            if size > MOST_BYTES:
+                return problem(
+                    f"the file has {size >> 20} MiB, more than {MOST_BYTES >> 20} MiB", "is it the right one?"
+                )
+            if size:
+                stream.seek(0)
+            raw = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        return problem(*_why(file, error))
+    except ValueError:
+        return problem("the path holds a NUL character")
+    if len(raw) > MOST_BYTES:
+        return problem(f"there are more than {MOST_BYTES >> 20} MiB", "is it the right file?")
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        guess = "save it as UTF-8"
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            guess = "it looks like UTF-16; save it as UTF-8"
+        return problem(f"the file is not UTF-8: byte {error.start + 1:,} is 0x{raw[error.start]:02X}", guess)
+
+
+def _why(file: str, error: OSError) -> tuple[str, str | None]:
+    if error.errno == errno.ENOENT:
+        folder = Path(file).parent
+        return "there is no such file", None if folder.is_dir() else f"there is no folder {folder} either"
+    if error.errno == errno.EISDIR:
+        inside = Path(file) / "config.yaml"
+        return "this is a directory", f"did you mean {inside}?" if inside.is_file() else "name a file"
+    if error.errno == errno.EACCES:
+        return "this user may not read the file", "run as the user edgetwin, or with sudo"
+    return f"it cannot be read: {(error.strerror or 'unknown error').lower()}", None
+
+
+def _gateway(block: Block, file: str) -> list[Problem]:
+    if "gateway" not in block:
+        if "gateway" in block.bad:
+            return []
+        return [
+            Problem(
+                file, 1, 1, "gateway", "the gateway has no name", "add gateway: and a name that no other has"
+            )
+        ]
+    name = cast(str, block["gateway"])
+    if name.lower() not in COMMON_NAMES:
+        return []
+    what = f"{name} is what many machines are called, and two gateways of one name overwrite each other"
+    return [Problem(file, *block.at["gateway"], "gateway", what, "give a name that no other has, as line4")]
+
+
+def _not_built(block: Block, file: str) -> list[Problem]:
+    problems = []
+    for path, fine in NOT_BUILT.items():
+        for holder, key in build.pick(block, path):
+            if holder[key] != fine:
+                hint = (
+                    "leave the key out"
+                    if fine is None
+                    else f"write {str(fine).lower()}, or leave the key out"
+                )
+                what = "this feature is not built yet"
+                problems.append(Problem(file, *holder.at[key], f"{holder.path}.{key}", what, hint))
+    for holder, key in build.pick(block, "devices.*.url"):
+        scheme = str(holder[key]).partition("://")[0]
+        if scheme in NOT_BUILT_SCHEMES:
+            what = f"{scheme}:// is not built yet"
+            problems.append(Problem(file, *holder.at[key], f"{holder.path}.{key}", what, "use tcp://"))
+    return problems
