@@ -1,0 +1,104 @@
+"""`edgetwin status`: asks the running daemon."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.cli.fault import Failure
+from agent.cli.load import load_or_fail
+from agent.config.paths import RUNTIME_FOLDER, SOCKET, socket_candidates
+
+HELP = (
+    "Ask the running agent how it is. Exit 0 healthy, 1 not running or not healthy; a dead PLC or broker is a problem "
+    "that it lists, not ill health."
+)
+EXAMPLE = "edgetwin status config.yaml --json"
+DEFAULT = "/etc/edgetwin/config.yaml"
+PATIENCE = 5.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", help=f"the configuration file (default: {DEFAULT})"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
+
+
+def main(args: argparse.Namespace) -> int:
+    candidates = _candidates(args.config)
+    while True:
+        status = _ask(candidates)
+        if args.json:
+            print(json.dumps(status, ensure_ascii=False), flush=True)
+        else:
+            clear = "\x1b[H\x1b[2J" if args.watch and sys.stdout.isatty() else ""
+            print(clear + "\n".join(as_text(status)), flush=True)
+        if not args.watch:
+            return 0 if status.get("healthy") else 1
+        time.sleep(1.0)
+
+
+def _candidates(config: str | None) -> list[Path]:
+    if config is None and not Path(DEFAULT).exists():
+        return [RUNTIME_FOLDER / SOCKET]
+    return socket_candidates(load_or_fail(config or DEFAULT))
+
+
+def _ask(candidates: list[Path]) -> dict[str, Any]:
+    from agent.runtime.socket import ask_daemon
+
+    answer = ask_daemon(candidates, {"op": "status"}, timeout=PATIENCE)
+    if answer is None:
+        raise Failure(f"no agent answers on {' or '.join(str(path) for path in candidates)}")
+    if not answer.get("ok"):
+        raise Failure(str(answer.get("error")))
+    status: dict[str, Any] = answer["result"]
+    return status
+
+
+def as_text(status: dict[str, Any]) -> list[str]:
+    """One screen."""
+    uplink, outbox = status["uplink"], status["outbox"]
+    health = "healthy" if status["healthy"] else "NOT HEALTHY"
+    lines = [
+        f"{status['gateway']}  {health}  edgetwin {status['version']}  kernels {status['kernels']}  "
+        f"clock {status['clock']}",
+        f"broker  {uplink['state']} (MQTT {uplink['protocol']}), {uplink['unacked']} unacknowledged; "
+        f"outbox {outbox['batches']} batches, {outbox['bytes']} bytes, {outbox['dropped']} dropped",
+    ]
+    lines += [f"problem  {problem}" for problem in status["problems"]]
+    for url, line in status["lines"].items():
+        rtt = line["rtt_ms"]
+        errors = (
+            ", ".join(f"{count} {name}" for name, count in line["errors"].items() if count) or "no errors"
+        )
+        lines.append(
+            f"{url}  {line['state']}, {line['requests']} requests, {errors}, p50 {_number(rtt['p50'])} ms, "
+            f"{100 * line['utilisation']:.0f} % busy"
+        )
+        for name, device in line["devices"].items():
+            retry = f", next try in {device['retry_s']} s" if device.get("retry_s") else ""
+            lines.append(f"  {name}  {device['state']}{retry}")
+            lines += [f"    learnt: {learnt}" for learnt in device["learnt"]]
+    for name, scan in status["scans"].items():
+        late = scan["late_ms"]
+        lines.append(
+            f"scan {name}  {scan['done']} done, {scan['overruns']} overruns, late p99 {_number(late['p99'])} ms"
+        )
+    for name, loop in status["loops"].items():
+        reason = f"  ({loop['reason']})" if loop["reason"] else ""
+        lines.append(
+            f"loop {name}  {loop['mode']}  sp {_number(loop['sp'])}  pv {_number(loop['pv'])}  "
+            f"out {_number(loop['out'])}{reason}"
+        )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,51 @@
+"""Logging: to standard error by a thread of its own, so that a stuck journal never holds the main loop up."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import logging.handlers
+import os
+import queue
+import sys
+
+PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+"""syslog priorities as journald takes them from the start of a line: <3> (man 3 sd-daemon)."""
+QUIET = ("pymodbus", "paho", "numba", "asyncio")
+"""Libraries whose log says the same as ours, only oftener and longer."""
+
+
+class JournalFormatter(logging.Formatter):
+    """`<priority>` before each line and no time: journald has its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(mark + line for line in super().format(record).splitlines())
+
+
+def under_journal() -> bool:
+    """True where standard error is journald's ($JOURNAL_STREAM names its device and inode)."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
+def setup(level: str) -> None:
+    """Sets the root logger up; `level` is error, warning, info or debug."""
+    handler = logging.StreamHandler(sys.stderr)
+    if under_journal():
+        handler.setFormatter(JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = logging.handlers.QueueListener(records, handler)
+    listener.start()
+    atexit.register(listener.stop)
+    root = logging.getLogger()
+    root.handlers[:] = [logging.handlers.QueueHandler(records)]
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
