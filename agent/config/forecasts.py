@@ -97,10 +97,10 @@ def health(
 ) -> Mapping[str, HealthConfig]:
     """The health section by device. Without the section: every device with forecasts, over all of them."""
     mine: dict[str, list[str]] = {}
-    for device, tag in predicted.tags if predicted is not None else ():
-        mine.setdefault(device, []).append(tag)
+    for owner, tag in predicted.tags if predicted is not None else ():
+        mine.setdefault(owner, []).append(tag)
     if blocks is None:
-        return MappingProxyType({device: HealthConfig(tags=tuple(tags)) for device, tags in mine.items()})
+        return MappingProxyType({owner: HealthConfig(tags=tuple(tags)) for owner, tags in mine.items()})
     result = {}
     for name, block in blocks.items():
         device = names.devices.get(name)
@@ -126,16 +126,15 @@ def _one(block: Block, device: Device, predicted: list[str], names: TagNames) ->
             names.found.add(block.here, block.path, what, "leave it out, or add its tags to predict.tags")
         return HealthConfig(tags=tuple(predicted), **given)
     path = f"{block.path}.tags"
-    patterns = [(text if "/" in text else f"{device.name}/{text}", place) for text, place in block["tags"]]
-    tags = []
-    for (owner, tag), place in (
-        (key, place) for pattern, place in patterns for key in _resolve([(pattern, place)], names, path)
-    ):
-        if owner != device.name:
-            names.found.add(place, path, f"{owner}/{tag} is no tag of {device.name}", "name its own tags")
-        elif tag not in predicted:
-            what = f"{owner}/{tag} is not forecast, so it has no health"
-            names.found.add(place, path, what, "add it to predict.tags, or leave it out here")
-        else:
-            tags.append(tag)
+    tags: list[str] = []
+    for text, place in block["tags"]:
+        pattern = text if "/" in text else f"{device.name}/{text}"
+        for owner, tag in _resolve([(pattern, place)], names, path):
+            if owner != device.name:
+                names.found.add(place, path, f"{owner}/{tag} is no tag of {device.name}", "name its own tags")
+            elif tag not in predicted:
+                what = f"{owner}/{tag} is not forecast, so it has no health"
+                names.found.add(place, path, what, "add it to predict.tags, or leave it out here")
+            else:
+                tags.append(tag)
     return HealthConfig(tags=tuple(dict.fromkeys(tags)), **given)

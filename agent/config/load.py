@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ from agent.config import build, nodes
 from agent.config.fields import NOT_BUILT, NOT_BUILT_SCHEMES, ROOT
 from agent.config.kinds import Block
 from agent.config.types import Config, Problem
-from agent.config.walker import Findings, read
+from agent.config.walker import Findings, Place, read
 
 MOST_BYTES = 32 << 20
 COMMON_NAMES = ("raspberrypi", "localhost", "debian")
@@ -20,11 +21,15 @@ COMMON_NAMES = ("raspberrypi", "localhost", "debian")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`config` is None where there is an error among `problems`. `only_run`: what `run` refuses beyond them."""
+    """`config` is None where there is an error among `problems`.
+
+    only_run: what `run` refuses beyond them; places: line and column of each device, by its path.
+    """
 
     config: Config | None
     problems: list[Problem]
     only_run: tuple[Problem, ...] = ()
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 def load(path: str | Path) -> Loaded:
@@ -55,7 +60,9 @@ def parse(text: str, file: str) -> Loaded:
         return Loaded(None, found.sorted())
     config = build.config(block, file, found)
     only_run = (*_gateway(block, file), *_not_built(block, file))
-    return Loaded(None if found.errors else config, found.sorted(), only_run)
+    devices: Block = block.get("devices", Block("devices", block.here))
+    places = {f"devices.{name}": place for name, place in devices.keys_at.items()}
+    return Loaded(None if found.errors else config, found.sorted(), only_run, places)
 
 
 def for_run(loaded: Loaded) -> list[Problem]:

@@ -41,9 +41,7 @@ class TagNames:
         if tag is not None:
             return tag
         block = self.blocks.get(device_name)
-        if device_name in self.blocks.bad or (block is not None and tag_name in block.get("tags", {}).keys()):
-            return None
-        if block is not None and ("tags" in block.bad or tag_name in _bad_tags(block)):
+        if device_name in self.blocks.bad or (block is not None and _there_but_wrong(block, tag_name)):
             return None
         every = [f"{name}/{tag}" for name, device in self.devices.items() for tag in device.tags]
         guess = nearest(text, every)
@@ -55,9 +53,9 @@ class TagNames:
         return None
 
 
-def _bad_tags(block: Block) -> set[str]:
-    tags: Any = block.get("tags")
-    return tags.bad if isinstance(tags, Block) else set()
+def _there_but_wrong(device: Block, tag: str) -> bool:
+    tags: Any = device.get("tags")
+    return "tags" in device.bad or (isinstance(tags, Block) and tag in tags.keys_at)
 
 
 def build(blocks: Block, names: TagNames) -> Mapping[str, LoopConfig]:
@@ -177,7 +175,9 @@ class _Loop:
                 self.found.add(self.block.here, self.block.path, what, "add limits: [0, 100]")
             return allowed
         if allowed is not None and (given[0] < allowed[0] or given[1] > allowed[1]):
-            what = f"{given[0]:g} to {given[1]:g} reaches out of the tag's write.range, {allowed[0]:g} to {allowed[1]:g}"
+            what = (
+                f"{given[0]:g} to {given[1]:g} is more than its write.range, {allowed[0]:g} to {allowed[1]:g}"
+            )
             self.tell("limits", what, "stay within it")
         return given
 
