@@ -13,6 +13,7 @@ So one class takes its place: it knows byte for byte how the right reply must be
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -70,6 +71,7 @@ class Ask:
         return self.pdu[0]
 
 
+@functools.lru_cache(maxsize=4096)
 def ask(unit: int, function: int, body: bytes) -> Ask:
     """The request `function` + `body` to `unit`. Raises ValueError for a function whose reply could not be checked.
 
@@ -101,6 +103,14 @@ class Waiting:
     echo_due: bool = False
     echo_seen: bool = False
     wrong: str | None = None  # what came instead of the right reply
+
+
+class GivenUp(NamedTuple):
+    """A request that was not answered in time, and may be yet."""
+
+    ask: Ask
+    sent: float
+    ended: float
 
 
 class Judged(NamedTuple):
@@ -140,6 +150,12 @@ class MbapFramer(FramerSocket):
     def judge(self, data: bytes, waiting: Waiting) -> Judged:
         """Finds the right reply anywhere in `data`; bytes before and after it do no harm."""
         ask = waiting.ask
+        if ask.size is not None and len(data) == 7 + ask.size:  # nearly always it is just what was asked for
+            pdu = data[7:]
+            if data.startswith(MBAP.pack(waiting.tid, 0, ask.size + 1, ask.unit) + ask.head) and _is_right(
+                ask, pdu
+            ):
+                return Judged(pdu)
         wrong = None
         for start, tid, unit, pdu in mbap_frames(data):
             if (self.any_transaction or tid == waiting.tid) and (self.any_unit or unit == ask.unit):
@@ -266,6 +282,7 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
     ) -> None:
         super().__init__(params, framer, 0, False, None, None, None)
         self.strict = framer
+        self._rtu = isinstance(framer, RtuFramer)
         self.clock = clock
         self.on_lost = on_lost
         self.on_late = on_late
@@ -276,7 +293,9 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         self._buffer = b""
         self._tid = 0
         self._waiting: Waiting | None = None
-        self._given_up: OrderedDict[int, tuple[Ask, float]] = OrderedDict()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._expires = 0.0
+        self._given_up: OrderedDict[int, GivenUp] = OrderedDict()
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -294,14 +313,31 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         waiting = Waiting(ask, self._tid, frame, self.clock.mono(), self.loop.create_future(), self.echo)
         self._buffer = b""
         self._waiting = waiting
-        timer = self.loop.call_later(timeout, self._expire, waiting)
+        self._set_alarm(self.loop.time() + timeout)
         try:
             self.transport.write(frame)  # type: ignore[attr-defined]
             return await waiting.future
         finally:
-            timer.cancel()
             if self._waiting is waiting:
                 self._give_up(waiting)
+
+    def _set_alarm(self, when: float) -> None:
+        """One timer for all requests: it costs less to look at the clock when it rings than to set one for each."""
+        self._expires = when
+        if self._alarm is None or self._alarm.when() > when:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self.loop.call_at(when, self._rings)
+
+    def _rings(self) -> None:
+        self._alarm = None
+        waiting = self._waiting
+        if waiting is None:
+            return
+        if self.loop.time() < self._expires:
+            self._alarm = self.loop.call_at(self._expires, self._rings)
+        else:
+            self._expire(waiting)
 
     def post(self, ask: Ask) -> None:
         """Sends a request that nobody answers (a broadcast)."""
@@ -316,13 +352,16 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             return False
         now = self.clock.mono()
         return any(
-            old.unit == ask.unit and old.head == ask.head and old.size == ask.size and now - sent < LATEST
-            for old, sent in self._given_up.values()
+            old.ask.unit == ask.unit
+            and old.ask.head == ask.head
+            and old.ask.size == ask.size
+            and now - old.sent < LATEST
+            for old in self._given_up.values()
         )
 
-    def asked_in_vain(self, unit: int) -> float:
-        """When the last request to `unit` was sent that nobody answered; -inf when there is none."""
-        return max((sent for old, sent in self._given_up.values() if old.unit == unit), default=float("-inf"))
+    def asked_in_vain(self, unit: int) -> GivenUp | None:
+        """The last request to `unit` that was given up, unless it has answered since."""
+        return next((old for old in reversed(self._given_up.values()) if old.ask.unit == unit), None)
 
     def inherit(self, before: StrictTransactions) -> None:
         """Takes over what may still be answered late by way of a new connection to the same line."""
@@ -331,12 +370,12 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
 
     def forget(self, unit: int) -> None:
         """Nothing of what `unit` was asked before can be answered any more: it has answered something later."""
-        for tid in [tid for tid, (old, _) in self._given_up.items() if old.unit == unit]:
+        for tid in [tid for tid, old in self._given_up.items() if old.ask.unit == unit]:
             del self._given_up[tid]
 
     def _give_up(self, waiting: Waiting) -> None:
         self._waiting = None
-        self._given_up[waiting.tid] = (waiting.ask, waiting.sent)
+        self._given_up[waiting.tid] = GivenUp(waiting.ask, waiting.sent, self.clock.mono())
         if len(self._given_up) > LATE_KEPT:
             self._given_up.popitem(last=False)
 
@@ -365,7 +404,7 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         if waiting is None:
             self._buffer = self._note_late(data)[-KEPT:]
             return
-        if isinstance(self.strict, RtuFramer):
+        if self._rtu:
             data = self._without_echo(data, waiting)
         judged = self.strict.judge(data, waiting) if not self._echo_missing(waiting) else Judged(None)
         if judged.pdu is None:
@@ -387,11 +426,11 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         if pdu[0] & 0x80:
             waiting.future.set_result(Answer(None, pdu[1], now, now - waiting.sent))
             return
-        self.forget(ask.unit)  # a unit answers in order
-        if ask.function in READ_REGISTERS and isinstance(self.strict, RtuFramer):
-            self.echo = (
-                waiting.echo_seen or self._always_echo
-            )  # an echo alone proves nothing, one before a reply does
+        if self._given_up:
+            self.forget(ask.unit)  # a unit answers in order
+        if self._rtu and ask.function in READ_REGISTERS:
+            # an echo alone proves nothing; one before a reply does
+            self.echo = waiting.echo_seen or self._always_echo
         waiting.future.set_result(Answer(pdu[ask.skip :], None, now, now - waiting.sent))
 
     def _echo_missing(self, waiting: Waiting) -> bool:
@@ -413,18 +452,18 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
     def _note_late(self, data: bytes) -> bytes:
         """Tells of replies that came too late; returns what may still be the beginning of one."""
         if isinstance(self.strict, RtuFramer):
-            for tid, (ask, sent) in list(self._given_up.items()):
-                if self.strict.holds(data, ask):
+            for tid, old in list(self._given_up.items()):
+                if self.strict.holds(data, old.ask):
                     del self._given_up[tid]
-                    self.on_late(ask.unit, self.last_byte - sent)
+                    self.on_late(old.ask.unit, self.last_byte - old.sent)
             return data
         used = 0
         for start, tid, unit, pdu in mbap_frames(data):
             used = start + 7 + len(pdu)
-            old = self._given_up.get(tid)
-            if old is not None and old[0].unit == unit:
+            late = self._given_up.get(tid)
+            if late is not None and late.ask.unit == unit:
                 del self._given_up[tid]
-                self.on_late(unit, self.last_byte - old[1])
+                self.on_late(unit, self.last_byte - late.sent)
         return data[used:]
 
     # -- the end of a connection --------------------------------------------------------------------------------
@@ -441,6 +480,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
     def shut(self) -> None:
         """Ends the connection from this side, at once and for good."""
         transport = self.transport
+        if self._alarm is not None and self._waiting is None:
+            self._alarm.cancel()
         self.close()
         if transport is not None:
             transport.abort()  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.modbus.codec import WireWrite
+from agent.modbus.encode import WireWrite
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import Answer
 from agent.modbus.plan import Request

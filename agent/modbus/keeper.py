@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Callable
 from typing import Literal, Protocol
@@ -11,6 +12,8 @@ from typing import Literal, Protocol
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import Answer
 from agent.runtime.clock import Clock
+
+log = logging.getLogger("edgetwin.modbus")
 
 FIRST_WAIT = 0.1
 EARLY = 60.0
@@ -78,7 +81,7 @@ class Keeper:
             return "up"
         if self.resting:
             return "up"
-        return "connecting" if self._task is not None and self.failures == 0 else "down"
+        return "down" if self.failures else "connecting"
 
     @property
     def hopeless(self) -> bool:
@@ -93,7 +96,9 @@ class Keeper:
     @property
     def wake_at(self) -> float:
         """When there is something to do next; inf while an attempt runs or all is well."""
-        return float("inf") if self._task is not None or self.link.connected else self._retry_at
+        if self._task is not None or self.link.connected or self.resting:
+            return float("inf")
+        return self._retry_at
 
     def keep(self) -> None:
         """Starts an attempt when there is no connection and its time has come."""
@@ -108,6 +113,9 @@ class Keeper:
             await self.link.connect(PATIENT_TIMEOUT if self.attempts % 3 == 0 else CONNECT_TIMEOUT)
         except LinkFault as fault:
             self._failed(fault.words)
+        except Exception as fault:  # a fault of ours must not end in attempts without a pause
+            log.exception("connecting failed in a way that it should not")
+            self._failed(f"{type(fault).__name__}: {fault}")
         else:
             self._last_good = self._clock.mono()
             self._mute_tries = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent.config.types import Device, Url
-from agent.modbus.codec import WireWrite
+from agent.modbus.encode import WireWrite
 from agent.modbus.faults import ABSENT, BUSY, REFUSED, DeviceFault, LinkFault, exception_words
 from agent.modbus.framers import Answer
 from agent.modbus.jobs import Job, Jobs

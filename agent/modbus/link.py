@@ -272,11 +272,12 @@ class Link:
         order: once it has answered the probe, nothing older can come. The new connection, or the silence, is for
         those that do not keep to that.
         """
-        silent_for = self._clock.mono() - now.asked_in_vain(wanted.unit)
+        vain = now.asked_in_vain(wanted.unit)
+        waited = 0.0 if vain is None else vain.ended - vain.sent
+        silent = 0.0 if vain is None else self._clock.mono() - vain.ended
         if self._serial:
-            drain = min(2 * timeout - silent_for, until - self._clock.mono())
-            await asyncio.sleep(max(0.0, drain))
-        elif silent_for < 3 * timeout:
+            await asyncio.sleep(max(0.0, min(waited - silent, until - self._clock.mono())))
+        elif silent < 2 * waited:
             self.close()
             await self.connect(max(0.0, until - self._clock.mono()))
             assert self._now is not None

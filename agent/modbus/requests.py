@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Sequence
 
-from agent.modbus.codec import WireWrite
+from agent.modbus.encode import WireWrite
 from agent.modbus.framers import Answer
 from agent.modbus.plan import Request
 

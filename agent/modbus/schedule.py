@@ -22,6 +22,8 @@ SPREAD = 1.0
 MARGIN = 0.003
 """Seconds that spare-time work ends before the next due request."""
 SHORTEST_TRY = 0.02
+FIRST_TRY = 0.1
+"""Seconds from a first miss to the next try."""
 EARLY_TRIES = 1.0
 """Seconds between tries of a unit that is silent for less than EARLY."""
 EARLY = 30.0
@@ -92,7 +94,7 @@ class Unit:
         self.ready_at = now + self.pause
         if self.misses == 1:
             self.since = started
-            self.next_try = now + self.timeout / 2  # a slow unit may answer still
+            self.next_try = now + min(self.timeout / 2, FIRST_TRY)  # a slow unit may answer still
             return
         if self.misses >= SILENT_AFTER:
             self.state = "silent"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from tests.modbus.faultserver import Asked, Conversation, Fault, crc, registers
 
-LATE = 0.15
+LATE = 0.1
 """Seconds; the tests' timeout is shorter."""
 
 

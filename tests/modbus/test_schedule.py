@@ -132,7 +132,7 @@ def test_a_silent_unit_is_tried_each_second_then_rarely_and_forgiven_by_one_answ
         unit.missed(now, now + 0.5)
         gaps.append(round(unit.next_try - now, 3))
         now = unit.next_try
-    assert gaps[0] == 0.75
+    assert gaps[0] == 0.6
     assert set(gaps[1:30]) == {1.0}
     rare = [gap for gap in gaps if gap > 1.0]
     assert rare[:4] == [30.5, 60.5, 120.5, 240.5]
