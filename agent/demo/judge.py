@@ -18,7 +18,7 @@ Trace = Sequence[Sequence[float]]
 def settling(trace: Trace, *, old: float, new: float, at: float, end: float) -> tuple[bool, float | None]:
     """Whether the noise-free value settled on `new`, and how many seconds after the step.
 
-    `trace` is rows of (monotonic time, temperature, heater); the step was sent at time `at`, and the run ended at `end`.
+    `trace` is rows of (monotonic time, temperature, heater); the step was sent at `at`, the run ended at `end`.
     """
     band = BAND * abs(new - old)
     after = [(row[0], abs(row[1] - new)) for row in trace if at <= row[0] <= end]

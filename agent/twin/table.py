@@ -17,7 +17,7 @@ STALE_PERIODS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value as the table holds it. `value` is NaN where there is none; `t` monotonic, NaN before the first reply."""
+    """One value as the table holds it. `value` is NaN where there is none; `t` monotonic, NaN before a reply."""
 
     value: float
     plain: Plain

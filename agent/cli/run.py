@@ -1,0 +1,92 @@
+"""`edgetwin run CONFIG`: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.fault import Failure
+from agent.cli.load import load_for_run
+
+if TYPE_CHECKING:
+    from agent.config.types import Config
+
+HELP = "Run the agent until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."
+EXAMPLE = "edgetwin run /etc/edgetwin/config.yaml"
+SWITCH_INTERVAL = 0.0005
+"""Seconds: a pure-Python thread costs the main loop one switch interval per wake-up (5 ms by default)."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the configuration file")
+    parser.add_argument(
+        "--simulated", metavar="N", type=int, help="poll `edgetwin simulate CONFIG --port N` instead"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    hang_up = _HangUp()
+    config = load_for_run(args.config, simulated=args.simulated)
+    from agent.config.paths import state_dir
+    from agent.runtime import logs, notify
+
+    logs.setup(args.log_level or ("debug" if args.verbose else config.log_level))
+    folder = state_dir(config)
+    _prepare(folder)
+    notify.status("compiling kernels")
+    notify.extend_timeout(60.0)
+    from agent import kernelcache
+
+    kernelcache.warm()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    while True:
+        status, again = asyncio.run(_run(config, folder, hang_up))
+        if again is None:
+            return status
+        config = again
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise Failure(
+            f"the state folder {folder} cannot be written ({error.strerror}); give another one by `state_dir:`"
+        ) from None
+
+
+class _HangUp:
+    """SIGHUP from the first moment on: before a handler is there it would kill the process."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "asked", True))
+
+
+async def _run(config: Config, folder: Path, hang_up: _HangUp) -> tuple[int, Config | None]:
+    """One run of the service; returns its exit status, and the new configuration when it is to start anew with one."""
+    from agent.runtime.reload import Reload
+    from agent.runtime.service import Service
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    service = Service(config, state_dir=folder)
+    reload = Reload(service, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload.ask)
+    if hang_up.asked:
+        hang_up.asked = False
+        reload.ask()
+    gc.collect()
+    gc.freeze()
+    status = await service.run(stop)
+    return status, reload.taken

@@ -1,0 +1,173 @@
+"""The way of a reading: reply -> values -> twin table -> forecast -> health -> loops, and a copy to the cloud.
+
+All of it runs in the main loop, called by the lines; it does no I/O and waits for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config.types import Config
+from agent.modbus.codec import Decoder
+from agent.modbus.line import Reply, ScanDone
+from agent.modbus.plan import Request
+from agent.predict.health import Health
+from agent.predict.predictor import Predictor
+from agent.runtime.loops import Loops
+from agent.twin.counter import Counter
+from agent.twin.history import History
+from agent.twin.quality import Quality
+from agent.twin.records import Event, Key, Row
+from agent.twin.table import Twin
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A request bound to the twin: how its reply is decoded and where it goes."""
+
+    device: str
+    tags: tuple[str, ...]
+    rows: NDArray[np.int64]
+    decoder: Decoder
+    counters: tuple[tuple[int, int, Counter], ...]  # (position in the reply, row, counter)
+    powers: tuple[tuple[str, Key], ...]  # tag of this reply -> the tag elsewhere that holds its power of ten
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRows:
+    """What one scan (device, period) updates: rows of the twin, and which of them are forecast."""
+
+    rows: NDArray[np.int64]
+    forecast_rows: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+
+class Pipeline:
+    """Takes replies and finished scans. `sink` gets each Row and must not block."""
+
+    def __init__(
+        self,
+        config: Config,
+        twin: Twin,
+        *,
+        predictor: Predictor | None,
+        slots: Mapping[Key, int],
+        health: Health | None,
+        loops: Loops,
+        history: History,
+        counters: Mapping[Key, Counter],
+        sink: Callable[[Row], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._config = config
+        self._twin = twin
+        self._predictor = predictor
+        self._health = health
+        self._loops = loops
+        self._history = history
+        self._counters = counters
+        self._sink = sink
+        self._on_event = on_event
+        self._bound: dict[Request, Bound] = {}
+        self._scans = {
+            (device.name, every): self._scan_rows(device.name, every, slots)
+            for device in config.devices.values()
+            for every in {tag.every for tag in device.tags.values()}
+        }
+        input_keys = () if predictor is None else predictor.input_keys
+        self._input_rows = np.array([twin.layout.row[key] for key in input_keys], dtype=np.int64)
+        self.values_read = 0
+        self.values_bad = 0
+
+    def _scan_rows(self, device: str, every: float, slots: Mapping[Key, int]) -> ScanRows:
+        layout = self._twin.layout
+        rows = [row for row in layout.of_device[device] if layout.tags[row].every == every]
+        forecast = [row for row in rows if layout.keys[row] in slots]
+        return ScanRows(
+            np.array(rows, dtype=np.int64),
+            np.array(forecast, dtype=np.int64),
+            np.array([slots[layout.keys[row]] for row in forecast], dtype=np.int64),
+        )
+
+    def on_reply(self, request: Request, reply: Reply) -> None:
+        """One answered or failed request: its tags get values or a reason why not."""
+        bound = self._bound.get(request)
+        if bound is None:
+            bound = self._bound[request] = self._bind(request)
+        count = len(bound.tags)
+        self.values_read += count
+        if reply.payload is None:
+            self.values_bad += count
+            self._twin.fail(bound.rows, reply.quality, reply.t)
+            self._sink(Row(bound.device, bound.tags, reply.t, [None] * count, bytes([reply.quality]) * count))
+            return
+        powers = {tag: self._power(key) for tag, key in bound.powers} if bound.powers else {}
+        decoded = bound.decoder.decode(reply.payload, powers)
+        self._twin.apply(bound.rows, decoded.value, decoded.quality, decoded.plain, reply.t)
+        bad = int(np.count_nonzero(decoded.quality))
+        self.values_bad += bad
+        for position, row, counter in bound.counters:
+            if decoded.quality[position] == Quality.GOOD:
+                self._count(bound, position, row, counter, int(decoded.raw[position]), reply.t)
+        quality = decoded.quality.tobytes() if bad else None
+        self._sink(Row(bound.device, bound.tags, reply.t, decoded.plain, quality))
+
+    def on_scan(self, done: ScanDone) -> None:
+        """A finished scan, answered or not: forecasts, health and loops go on from what the twin holds now."""
+        scan = self._scans[(done.device, done.every)]
+        twin = self._twin
+        if self._predictor is not None and scan.slots.size:
+            values = twin.value[scan.forecast_rows]
+            stamps = twin.stamps[scan.forecast_rows]
+            self._predictor.update(scan.slots, values, stamps, x=self._inputs())
+            if self._health is not None:
+                for event in self._health.update(scan.slots, values, done.finished):
+                    self._on_event(event)
+        self._history.add(scan.rows, twin.value[scan.rows], done.finished)
+        self._loops.on_scan(done.device)
+
+    def _inputs(self) -> NDArray[np.float64] | None:
+        return self._twin.value[self._input_rows] if self._input_rows.size else None
+
+    def _bind(self, request: Request) -> Bound:
+        device = self._config.devices[request.device]
+        row = self._twin.layout.row
+        counters = tuple(
+            (position, row[(device.name, tag)], self._counters[(device.name, tag)])
+            for position, tag in enumerate(request.tags)
+            if (device.name, tag) in self._counters
+        )
+        powers = tuple(
+            (tag, (device.name, source))
+            for tag in request.tags
+            if (source := device.tags[tag].scale_from) is not None and source not in request.tags
+        )
+        return Bound(
+            device=device.name,
+            tags=request.tags,
+            rows=np.array([row[(device.name, tag)] for tag in request.tags], dtype=np.int64),
+            decoder=Decoder(request, device),
+            counters=counters,
+            powers=powers,
+        )
+
+    def _power(self, key: Key) -> int | None:
+        plain = self._twin.sample(key).plain
+        return plain if isinstance(plain, int) else None
+
+    def _count(self, bound: Bound, position: int, row: int, counter: Counter, raw: int, t: float) -> None:
+        before = counter.last
+        fell = counter.advance(raw)
+        self._twin.total[row] = counter.total
+        if fell != "reset":
+            return
+        tag = bound.tags[position]
+        text = f"{bound.device}/{tag} fell from {before} to {raw}: the device was reset; the total goes on"
+        self._on_event(
+            Event(bound.device, "counter_reset", "info", "raised", text, t, tag, value=raw, limit=before)
+        )
+        self._loops.restarted(bound.device)

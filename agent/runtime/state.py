@@ -1,0 +1,61 @@
+"""What outlives a restart beside the outbox: models, loops and counter totals, each a file in the state folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.config.types import Config
+from agent.statefile import read_or_set_aside, write_atomic
+from agent.twin.counter import Counter
+from agent.twin.records import Key
+
+log = logging.getLogger("edgetwin")
+
+MODELS, LOOPS, COUNTERS = "models.state", "loops.json", "counters.json"
+
+
+def make_counters(config: Config, saved: Mapping[str, Any]) -> dict[Key, Counter]:
+    """A Counter for each `counter: true` tag; those whose type did not change go on with their total."""
+    counters = {}
+    for device in config.devices.values():
+        for tag in device.tags.values():
+            if not tag.counter:
+                continue
+            counter = counters[(device.name, tag.name)] = Counter(tag)
+            known = saved.get(f"{device.name}/{tag.name}")
+            if isinstance(known, dict) and known.get("type") == tag.type:
+                counter.last, counter.steps = known["last"], known["steps"]
+    return counters
+
+
+def dump_counters(counters: Mapping[Key, Counter]) -> dict[str, Any]:
+    """What `make_counters` takes."""
+    return {
+        "/".join(key): {"type": one.tag.type, "last": one.last, "steps": one.steps}
+        for key, one in counters.items()
+        if one.last is not None
+    }
+
+
+def load_json(folder: Path, name: str) -> dict[str, Any]:
+    """A saved JSON object; a missing or damaged file is an empty one (damaged ones are set aside and told)."""
+    body = read_or_set_aside(folder / name)
+    if body is None:
+        return {}
+    try:
+        loaded = json.loads(body)
+    except ValueError:
+        loaded = None
+    if not isinstance(loaded, dict):
+        log.warning("%s holds no JSON object; starting without it", folder / name)
+        return {}
+    return loaded
+
+
+def save_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object durably."""
+    write_atomic(folder / name, json.dumps(content, separators=(",", ":")).encode())
