@@ -8,6 +8,7 @@ itself: when and how often is the line's business.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import ipaddress
 import logging
@@ -51,6 +52,10 @@ CHARACTER_BITS = 11
 SHORTEST_GAP = 0.00175
 """Seconds between frames above 19200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
 LONGEST_PROBE = 16
+LOOKUP_PATIENCE = 0.3
+"""Seconds for the name service when the address of last time is still known."""
+RESOLVERS = concurrent.futures.ThreadPoolExecutor(4, "resolve")
+"""Threads of its own: a dead name service must not hold up the others' work."""
 
 
 class Link:
@@ -79,7 +84,8 @@ class Link:
         self._serial = url.scheme == "rtu"
         self._gap = self._frame_gap()
         self._echo = url.local_echo
-        self._address: str | None = None
+        self._known: list[str] = []
+        self._lookup: asyncio.Future[list[Any]] | None = None
         self._now: StrictTransactions | None = None
 
     @property
@@ -118,35 +124,47 @@ class Link:
             raise
 
     async def _open(self, timeout: float) -> None:
-        if not self._serial:
-            self._address = await self._resolve()
-        transactions = StrictTransactions(
-            self._parameters(timeout),
+        if self._serial:
+            transactions = self._transactions(self.url.path, timeout)
+            transactions.transport = await self._open_port(transactions)
+            return
+        addresses = [self.url.host] if self.url.scheme == "tls" else await self._addresses()
+        for left in range(len(addresses) - 1, -1, -1):
+            # the next attempt begins with another address, also when this one runs into the timeout
+            address = addresses.pop(0)
+            addresses.append(address)
+            transactions = self._transactions(address, timeout)
+            try:
+                transactions.transport, _ = await transactions.call_create()
+                break
+            except OSError:
+                if not left:
+                    raise
+        addresses.insert(0, addresses.pop())  # the good one stays the first
+        _tune(transactions.transport)
+
+    def _transactions(self, host: str, timeout: float) -> StrictTransactions:
+        self._now = StrictTransactions(
+            self._parameters(host, timeout),
             self._framer(),
             clock=self._clock,
             on_lost=self._lost,
             on_late=self._on_late,
             echo=self._echo,
         )
-        self._now = transactions
-        if self._serial:
-            transactions.transport = await self._open_port(transactions)
-        else:
-            transactions.transport, _ = await transactions.call_create()
-            _tune(transactions.transport)
+        return self._now
 
-    def _parameters(self, timeout: float) -> CommParams:
+    def _parameters(self, host: str, timeout: float) -> CommParams:
         """What pymodbus's own client makes of the URL; reconnecting is the line's business."""
         url = self.url
         common: dict[str, Any] = {"timeout": timeout, "reconnect_delay": 0, "retries": 0}
         if url.scheme == "rtu":
             return AsyncModbusSerialClient(
-                url.path, baudrate=url.baud, parity=url.parity, stopbits=url.stopbits, **common
+                host, baudrate=url.baud, parity=url.parity, stopbits=url.stopbits, **common
             ).comm_params
         if url.scheme == "tls":
-            return AsyncModbusTlsClient(url.host, port=url.port, sslctx=_tls(), **common).comm_params
+            return AsyncModbusTlsClient(host, port=url.port, sslctx=_tls(), **common).comm_params
         framer = FramerType.RTU if self._rtu else FramerType.SOCKET
-        host = self._address or url.host
         return AsyncModbusTcpClient(host, port=url.port, framer=framer, **common).comm_params
 
     def _framer(self) -> MbapFramer | RtuFramer:
@@ -154,20 +172,31 @@ class Link:
             return RtuFramer()
         return MbapFramer(any_transaction="transaction" in self._accept, any_unit="unit" in self._accept)
 
-    async def _resolve(self) -> str:
-        """The host's address; the last good one while the name cannot be resolved."""
+    async def _addresses(self) -> list[str]:
+        """The addresses of the host; the last good ones while its name cannot be resolved.
+
+        A lookup that hangs is waited for again by the next attempt instead of starting another one.
+        """
         host = self.url.host
         try:
-            return str(ipaddress.ip_address(host))
+            return [str(ipaddress.ip_address(host))]
         except ValueError:
             pass
+        if self._lookup is None or self._lookup.done():
+            self._lookup = asyncio.get_running_loop().run_in_executor(
+                RESOLVERS, functools.partial(socket.getaddrinfo, host, self.url.port, type=socket.SOCK_STREAM)
+            )
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, self.url.port, type=socket.SOCK_STREAM)
-        except OSError:
-            if self._address is None:
+            async with asyncio.timeout(LOOKUP_PATIENCE if self._known else None):
+                found = await asyncio.shield(self._lookup)
+        except (TimeoutError, OSError):
+            if not self._known:
                 raise
-            return self._address
-        return str(found[0][4][0])
+            return self._known
+        fresh = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if set(fresh) != set(self._known):
+            self._known = fresh
+        return self._known
 
     async def _open_port(self, transactions: StrictTransactions) -> SerialTransport:
         """Opens a serial port in a thread: a slow adapter must not hold up the other lines."""

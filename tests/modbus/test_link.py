@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -240,5 +242,47 @@ def test_a_connection_that_cannot_be_made_is_told_plainly() -> None:
         await server.stop()
         with pytest.raises(LinkFault, match=r"tcp://127\.0\.0\.1:\d+: connection refused"):
             await caller.link.connect(1.0)
+
+    run(test, "tcp")
+
+
+def lookup(answers: list[list[str] | None]) -> Callable[..., list[tuple[Any, ...]]]:
+    """A name service that gives these addresses in turn; None: it cannot be reached."""
+
+    def getaddrinfo(host: str, port: int, **options: Any) -> list[tuple[Any, ...]]:
+        found = answers.pop(0)
+        if found is None:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    return getaddrinfo
+
+
+def test_a_name_is_tried_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(server: FaultServer, caller: Caller) -> None:
+        named = dataclasses.replace(caller.link.url, host="plc.example")
+        caller.link = Link(
+            named, clock=SystemClock(), on_lost=caller.lost.append, on_late=lambda unit, seconds: None
+        )
+        monkeypatch.setattr(
+            "agent.modbus.link.socket.getaddrinfo", lookup([["127.0.0.2", "127.0.0.1"], None])
+        )
+        assert is_good(await caller.read(10, 2))
+        caller.link.close()
+        assert is_good(await caller.read(10, 2))  # the name service is gone, the address is known
+        assert server.most_live == 1
+
+    run(test, "tcp")
+
+
+def test_a_name_that_is_not_known_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(server: FaultServer, caller: Caller) -> None:
+        named = dataclasses.replace(caller.link.url, host="plc.example")
+        caller.link = Link(
+            named, clock=SystemClock(), on_lost=caller.lost.append, on_late=lambda unit, seconds: None
+        )
+        monkeypatch.setattr("agent.modbus.link.socket.getaddrinfo", lookup([None]))
+        with pytest.raises(LinkFault, match=r"the name plc\.example is not known"):
+            await caller.link.connect(LONG)
 
     run(test, "tcp")
