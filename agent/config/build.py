@@ -80,7 +80,8 @@ def _mqtt(block: Block | None, found: Findings) -> MqttConfig:
         if missing not in block.bad:
             found.add(block.keys_at[there], f"mqtt.{there}", f"{there} without {missing}", f"add {missing}:")
     if "password" in block and "username" not in block:
-        found.add(block.keys_at["password"], "mqtt.password", "a password without username", "add username:")
+        what = "a password without a username, which MQTT 3.1.1 does not allow"
+        found.add(block.keys_at["password"], "mqtt.password", what, "add username:", "warning")
     encrypted = str(block.get("url", "mqtt:")).startswith(("mqtts:", "wss:"))
     for key in ("ca", "cert", "key"):
         if key in block and not encrypted and "url" not in block.bad:

@@ -191,7 +191,12 @@ TAG = _section(
 
 DEVICE = _section(
     {
-        "url": _key(Text("tcp://, tls://, rtu+tcp://, udp:// or rtu://"), None, "where it is", required=True),
+        "url": _key(
+            Text("tcp://, tls://, rtu+tcp://, udp:// or rtu://"),
+            None,
+            "where the device is, as tcp://HOST:502",
+            required=True,
+        ),
         "unit": _key(Whole(0, 255), "1", "unit id; devices with the same url share one line"),
         "every": _key(COUNTING, "1s", "period of its tags"),
         "timeout": _key(COUNTING, "500ms", "how long a reply may take"),

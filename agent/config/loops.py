@@ -61,11 +61,14 @@ def _there_but_wrong(device: Block, tag: str) -> bool:
 def build(blocks: Block, names: TagNames) -> Mapping[str, LoopConfig]:
     """All loops that name their tags rightly; what is wrong is told."""
     loops = {}
+    written: list[tuple[str, str, Key]] = []
     for name, block in blocks.items():
-        loop = _Loop(name, block, names).build()
+        draft = _Loop(name, block, names)
+        loop = draft.build()
         if loop is not None:
             loops[name] = loop
-    _check_shared(loops, blocks, names.found)
+        written += [(name, key, tag) for key, tag in draft.written.items()]
+    _check_shared(written, blocks, names.found)
     _warn_on_loss(loops, names)
     return MappingProxyType(loops)
 
@@ -78,6 +81,7 @@ class _Loop:
         self.block = block
         self.names = names
         self.found = names.found
+        self.written: dict[str, Key] = {}
 
     def tell(self, key: str, what: str, hint: str | None = None) -> None:
         self.found.add(self.block.place(key), f"{self.block.path}.{key}", what, hint)
@@ -114,7 +118,10 @@ class _Loop:
         feed_forward = self._feed_forward()
         interlock = self._interlock()
         if out is not None:
+            self.written["out"] = out[0]
             self._check_output(out, heartbeat)
+        if heartbeat is not None:
+            self.written["heartbeat"] = heartbeat.tag
         if pv and out and pv[0] == out[0]:
             self.tell("out", "pv and out are the same tag", "name the tag that is written")
         if pv is None or out is None or setpoint is None or limits is None:
@@ -284,18 +291,18 @@ class _Loop:
         return tuple(keys)
 
 
-def _check_shared(loops: Mapping[str, LoopConfig], blocks: Block, found: Findings) -> None:
-    """An output and a heartbeat belong to one loop each."""
+def _check_shared(written: list[tuple[str, str, Key]], blocks: Block, found: Findings) -> None:
+    """An output and a heartbeat belong to one loop each. `written`: (loop, key, tag)."""
     owners: dict[Key, tuple[str, str]] = {}
-    for name, loop in loops.items():
-        mine = [("out", loop.out)] + ([("heartbeat", loop.heartbeat.tag)] if loop.heartbeat else [])
-        for key, tag in mine:
-            other, use = owners.setdefault(tag, (name, key))
-            if (other, use) == (name, key):
-                continue
-            line = blocks[other].at[use][0]
-            what = f"{'/'.join(tag)} is the {use} of {other} (line {line}) already"
-            found.add(blocks[name].at[key], f"{blocks[name].path}.{key}", what, "no tag is written by two")
+    for name, key, tag in written:
+        if tag not in owners:
+            owners[tag] = (name, key)
+            continue
+        other, use = owners[tag]
+        use = "output" if use == "out" else use
+        line = blocks[other].at[owners[tag][1]][0]
+        what = f"{'/'.join(tag)} is the {use} of {other} (line {line}) already"
+        found.add(blocks[name].at[key], f"{blocks[name].path}.{key}", what, "let one loop write it")
 
 
 def _warn_on_loss(loops: Mapping[str, LoopConfig], names: TagNames) -> None:

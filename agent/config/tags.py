@@ -87,6 +87,11 @@ def build(name: str, block: Block, device: Block, found: Findings) -> Tag | None
     return tag
 
 
+def article(kind: str) -> str:
+    """A type with its article, for a message."""
+    return f"an {kind}" if kind.startswith("int") else f"a {kind}"
+
+
 def _states(block: Block, found: Findings) -> MappingProxyType[int, str]:
     states: dict[int, str] = {}
     given: Block = block.get("states", Block("", (0, 0)))
@@ -153,17 +158,17 @@ def _check_type(tag: Tag, block: Block, found: Findings) -> None:
         told.refuse(("length",), tag.type)
     if tag.bit is not None and tag.bits is not None:
         told("bits", "bit and bits exclude each other", "keep one of them")
-    elif tag.bit is not None or tag.bits is not None:
+    elif tag.type not in ("bool", "string") and (tag.bit is not None or tag.bits is not None):
         _check_bits(tag, told)
     if tag.states and tag.type.startswith("float"):
-        told("states", f"a {tag.type} has no states", "use an integer type")
+        told("states", f"{article(tag.type)} has no states", "use an integer type")
     if tag.counter and tag.type not in INTEGERS:
         told("counter", f"a counter is an integer, not {tag.type}", f"use one of {', '.join(INTEGERS)}")
     if tag.address + tag.count > 65536:
         key = next(key for key in (*TABLES, "modicon") if key in block)
         told(
             key,
-            f"a {tag.type} takes {tag.count} registers, and from {tag.address} they run past 65535",
+            f"{article(tag.type)} takes {tag.count} registers, and from {tag.address} they run past 65535",
             f"the last address for it is {65536 - tag.count}",
             value=True,
         )
@@ -179,8 +184,8 @@ def _check_bits(tag: Tag, told: _Told) -> None:
         return
     if highest >= 16 * REGISTERS[tag.type]:
         width = 16 * REGISTERS[tag.type]
-        told(key, f"a {tag.type} has no bit {highest}", f"its bits are 0 to {width - 1}", value=True)
-    told.refuse(("counter", "loop_current"), f"{key} of a register")
+        told(key, f"{article(tag.type)} has no bit {highest}", f"its bits are 0 to {width - 1}", value=True)
+    told.refuse(("counter", "loop_current"), "a part of a register")
     if tag.bit is not None:
         told.refuse(("scale", "offset", "scale_from", "range", "deadband"), "a single bit")
     elif tag.write is not None:

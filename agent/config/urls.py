@@ -58,6 +58,8 @@ def host_port(text: str, default: int | None, form: str) -> tuple[str, int]:
             raise Wrong(f"{shown(host)} is no IPv6 address", f"write {form}") from None
     else:
         host, colon, port_text = text.partition(":")
+        if not colon and default is None:
+            raise Wrong(f"{shown(text)} is no host and port", f"write {form}")
         if ":" in port_text:
             raise Wrong(f"{shown(text)} is no host and port", "put an IPv6 address in brackets: [::1]:502")
         host = host.lower()

@@ -339,7 +339,7 @@ def _section(kind: Section, node: Node, path: str, found: Findings) -> Any:
         _keep(block, key.text, key, value_node, read(field.kind, value_node, where, found))
     for name, field in kind.fields.items():
         if field.required and name not in block and name not in block.bad:
-            found.add(block.here, path, f"{name} is missing", f"it is {field.doc}")
+            found.add(block.here, path, f"{name} is missing", f"add {name}: {field.doc}")
             block.bad.add(name)
     return block
 
