@@ -2,14 +2,14 @@
 
 KIND, OFFSET, WORDS, ORDER, SHIFT, FIELD, LOOP_CURRENT, MISSING_FROM, MISSING_TO = range(9)
 LAYOUT = 9
-"""Per tag: how its raw value is built. OFFSET in bytes (in bits for a coil); FIELD is a bit field's width, 0 for none."""
+"""Per tag: how its raw value is built. OFFSET in bytes (bits for a coil); FIELD is a bit field's width, 0 for none."""
 
 UNSIGNED, SIGNED, FLOAT32, FLOAT64, BCD, COIL, TEXT = range(7)
 """Kinds."""
 
 MULTIPLIER, ADDEND, DIVISOR, LOWEST, HIGHEST = range(5)
 NUMBERS = 5
-"""Per tag: value = (raw * MULTIPLIER + ADDEND) / DIVISOR, the divisor a power of ten, so that decimals come out right."""
+"""Per tag: value = (raw * MULTIPLIER + ADDEND) / DIVISOR, a power of ten, so that decimals come out right."""
 
 NO_POWER = -128
 """The register that `scale_from` names has no usable value."""
