@@ -138,8 +138,6 @@ class Field:
     default: Any
     doc: str
     required: bool = False
-    unbuilt: tuple[str, ...] | None = (
-        None  # raw texts that are fine though the feature is not built; None: built
     )
 
 

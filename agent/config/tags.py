@@ -88,8 +88,8 @@ def build(name: str, block: Block, device: Block, found: Findings) -> Tag | None
 
 
 def article(kind: str) -> str:
-    """A type with its article, for a message."""
-    return f"an {kind}" if kind.startswith("int") else f"a {kind}"
+    """A type or a table with its article, for a message."""
+    return f"an {kind}" if kind.startswith("in") else f"a {kind}"
 
 
 def _states(block: Block, found: Findings) -> MappingProxyType[int, str]:
@@ -236,7 +236,7 @@ def _check_write(tag: Tag, block: Block, found: Findings) -> None:
         return
     told = _Told(block, found)
     if tag.table not in WRITABLE:
-        told("write", f"a {tag.table} cannot be written", "write works for holding and coil")
+        told("write", f"{article(tag.table)} cannot be written", "write works for holding and coil")
         return
     if tag.bits is not None and tag.bits[0] // 16 != tag.bits[1] // 16:
         told("bits", "a bit field in two registers cannot be written at once", "leave write out, or split it")
