@@ -138,7 +138,6 @@ class Field:
     default: Any
     doc: str
     required: bool = False
-    )
 
 
 class Block(dict[str, Any]):
