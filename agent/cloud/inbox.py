@@ -22,6 +22,12 @@ from agent.twin.records import Ask, Event, Outcome
 log = logging.getLogger("edgetwin.cloud")
 
 ANSWERS_KEPT = 1000
+ANSWERS_BOUND = 4 << 20
+"""Bytes of answers in memory."""
+CHANGING = frozenset({"write", "loop"})
+"""Operations whose answers outlive a restart: done twice, the others do no harm."""
+GRACE = 2.0
+"""Seconds after its deadline in which the main loop may still answer a request."""
 DESIRED_PATIENCE = 30.0
 """Seconds that one name of `desired` may take."""
 ANSWERS_FACT, DESIRED_FACT = "answers", "desired"
@@ -43,6 +49,8 @@ class _Running:
     command: Command
     topic: str
     correlation: bytes | None
+    deadline: float
+    future: Future
 
 
 @dataclass
@@ -51,6 +59,7 @@ class _Settling:
 
     desired: Desired
     left: set[str]
+    deadline: float
     applied: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
 
@@ -90,6 +99,19 @@ class Inbox:
         if op is not None:
             self._command(op, message)
 
+    def tick(self, now: float) -> None:
+        """Answers what the main loop has not answered in time, so that every command gets an answer."""
+        late = [one for one in self._running.values() if now > one.deadline + GRACE]
+        for one in late:
+            one.future.cancel()
+            self.answered(
+                Answered(one.command.id, Outcome(False, error="no answer in time; it may have been done"))
+            )
+        settling = self._settling
+        if settling is not None and now > settling.deadline + GRACE:
+            for name in sorted(settling.left):
+                self._settled(str(settling.desired.ver), name, Outcome(False, error="no answer in time"))
+
     def clock_set(self) -> None:
         """The clock is right now: a `desired` that was refused for its sake is looked at again."""
         waiting, self._waiting_for_clock = self._waiting_for_clock, None
@@ -119,7 +141,7 @@ class Inbox:
         except Refused as refusal:
             self._audit(op, None, f"refused: {refusal.reason}", refused=True)
             if refusal.id is not None:
-                self._answer(refusal.id, Outcome(False, error=refusal.reason), message)
+                self._refuse(refusal.id, refusal.reason, body, message)
 
     def _carry_out(self, command: Command, message: Message, deadline: float) -> None:
         topic = self._answer_topic(command.id, message)
@@ -131,9 +153,9 @@ class Inbox:
                 outcome = self._resend(command)
             else:
                 ask = commands.to_ask(command, self.config, deadline)
-                self._remember(command.id, command.exp, None)
-                self._running[command.id] = _Running(command, topic, message.correlation)
+                self._remember(command.id, command.exp, None, keep=command.op in CHANGING)
                 future = self.ask(ask)
+                self._running[command.id] = _Running(command, topic, message.correlation, deadline, future)
                 future.add_done_callback(lambda done: self.post(Answered(command.id, _outcome(done))))
                 return
         except Refused as refusal:
@@ -151,10 +173,8 @@ class Inbox:
 
     def _finish(self, command: Command, topic: str, correlation: bytes | None, outcome: Outcome) -> None:
         body = self._response(command.id, outcome)
-        self._remember(command.id, command.exp, body)
-        self.send(Out(topic, payload.encode(body), again=True, correlation=correlation))
-        if command.op in ("read", "status", "whatif") and outcome.ok:
-            return
+        self._remember(command.id, command.exp, body, keep=command.op in CHANGING)
+        self._send_answer(topic, body, correlation)
         said = "done" if outcome.ok else f"refused: {outcome.error}"
         what = command.body.get("tag") or command.body.get("loop") or ""
         self._audit(f"{command.op} {what}".strip(), command.by, said, refused=not outcome.ok)
@@ -167,14 +187,23 @@ class Inbox:
         if body is None:
             outcome = Outcome(False, error="interrupted by a restart; whether it was done is not known")
             body = self._response(id_, outcome)
-        self.send(
-            Out(self._answer_topic(id_, message), payload.encode(body), correlation=message.correlation)
-        )
+        self._send_answer(self._answer_topic(id_, message), body, message.correlation)
 
-    def _answer(self, id_: str, outcome: Outcome, message: Message) -> None:
-        body = self._response(id_, outcome)
-        topic = self._answer_topic(id_, message)
-        self.send(Out(topic, payload.encode(body), again=True, correlation=message.correlation))
+    def _refuse(self, id_: str, reason: str, asked: Mapping[str, Any], message: Message) -> None:
+        """Answers a command that is not carried out; where it can be told how long it is valid, once for all."""
+        body = self._response(id_, Outcome(False, error=reason))
+        exp, now_ms = asked.get("exp"), self.stamp().ms(self.mono())
+        if (
+            isinstance(exp, int)
+            and now_ms <= exp <= now_ms + commands.FARTHEST_EXPIRY
+            and not message.retained
+        ):
+            self._remember(id_, exp, body, keep=False)
+        self._send_answer(self._answer_topic(id_, message), body, message.correlation)
+
+    def _send_answer(self, topic: str, body: Mapping[str, Any], correlation: bytes | None) -> None:
+        data = payload.encode(body)
+        self.send(Out(topic, data, again=True, correlation=correlation, answer_to=str(body["id"])))
 
     def _answer_topic(self, id_: str, message: Message) -> str:
         """The MQTT 5 response topic where it lies under resp/, else resp/<id>."""
@@ -193,14 +222,24 @@ class Inbox:
             "result": _clean(outcome.result),
         }
 
-    def _remember(self, id_: str, exp: int, body: Mapping[str, Any] | None) -> None:
-        """Answers outlive a restart until they expire, so that no repetition is ever done twice."""
+    def _remember(self, id_: str, exp: int, body: Mapping[str, Any] | None, *, keep: bool) -> None:
+        """Keeps an answer until its command expires, so that no repetition is done twice; `keep`: over restarts too."""
         now_ms = self.stamp().ms(self.mono())
-        self._answers = {key: one for key, one in self._answers.items() if one["exp"] >= now_ms}
-        self._answers[id_] = {"exp": exp, "body": body}
-        while len(self._answers) > ANSWERS_KEPT:
-            del self._answers[next(iter(self._answers))]
-        self.outbox.put(ANSWERS_FACT, self._answers)
+        answers = {key: one for key, one in self._answers.items() if one["exp"] >= now_ms}
+        size = 0 if body is None else len(payload.encode(body))
+        answers[id_] = {"exp": exp, "body": body, "keep": keep, "size": size}
+        # those go first that may safely be done once more, the oldest before the others
+        leaving = sorted(
+            (key for key in answers if key != id_), key=lambda key: bool(answers[key].get("keep"))
+        )
+        total = sum(one.get("size", 0) for one in answers.values())
+        for key in leaving:
+            if len(answers) <= ANSWERS_KEPT and total <= ANSWERS_BOUND:
+                break
+            total -= answers.pop(key).get("size", 0)
+        self._answers = answers
+        if keep:
+            self.outbox.put(ANSWERS_FACT, {key: one for key, one in answers.items() if one.get("keep")})
 
     def _resend(self, command: Command) -> Outcome:
         device, first, last = (command.body.get(name) for name in ("device", "from", "to"))
@@ -237,7 +276,7 @@ class Inbox:
             self._waiting_for_clock = message
         elif desired.exp is not None and stamp.ms(self.mono()) > desired.exp:
             reason = "expired"
-        settling = _Settling(desired, set(desired.set))
+        settling = _Settling(desired, set(desired.set), self.mono() + DESIRED_PATIENCE)
         if reason is not None:
             settling.rejected = dict.fromkeys(desired.set, reason)
             self._end_desired(settling, keep=reason == "expired")

@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,21 +198,30 @@ class Outbox:
         self._recount()
         return True
 
-    def oldest(self, limit: int, beyond: int = 0) -> list[tuple[int, Batch]]:
-        """Up to `limit` batches that wait, oldest first, with ids above `beyond`: (id, batch)."""
+    def oldest(self, limit: int, beyond: int = 0, without: Collection[str] = ()) -> list[tuple[int, Batch]]:
+        """Up to `limit` batches that wait, oldest first, with ids above `beyond`: (id, batch). `without`: devices."""
+        marks = ",".join("?" * len(without))
         found = self._db.execute(
             "SELECT id, device, seq, ms, readings, boot, synced, body FROM batch"
-            " WHERE acked IS NULL AND id > ? ORDER BY id LIMIT ?",
-            (beyond, limit),
+            f" WHERE acked IS NULL AND id > ? AND device NOT IN ({marks}) ORDER BY id LIMIT ?",
+            (beyond, *without, limit),
         )
         return [self._batch(row) for row in found if self._whole(row)]
 
-    def find(self, device: str, first: int, last: int) -> list[tuple[int, Batch]]:
-        """Batches first..last of a device that are still here, acknowledged or not."""
+    def span(self, device: str, first: int, last: int) -> tuple[int, int] | None:
+        """The lowest and the highest of first..last that are still here, acknowledged or not; None: none is."""
+        low, high = self._db.execute(
+            "SELECT min(seq), max(seq) FROM batch WHERE device = ? AND seq BETWEEN ? AND ?",
+            (device, first, last),
+        ).fetchone()
+        return None if low is None else (low, high)
+
+    def find(self, device: str, first: int, last: int, limit: int = -1) -> list[tuple[int, Batch]]:
+        """Batches first..last of a device that are still here, acknowledged or not; at most `limit`, -1 for all."""
         found = self._db.execute(
             "SELECT id, device, seq, ms, readings, boot, synced, body FROM batch"
-            " WHERE device = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-            (device, first, last),
+            " WHERE device = ? AND seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+            (device, first, last, limit),
         )
         return [self._batch(row) for row in found if self._whole(row)]
 

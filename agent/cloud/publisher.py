@@ -6,7 +6,7 @@ Retained bodies are made when there is room to send them, from the newest snapsh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,8 @@ class Out:
     again: bool = False
     correlation: bytes | None = None
     gap: int | None = None
+    event: bool = False
+    answer_to: str | None = None
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Publisher:
     layout: Layout
     outbox: Outbox
     stamp: Callable[[], Stamp]
-    since: int
+    mono: Callable[[], float]
     queue: deque[Out] = field(default_factory=deque)
     snapshot: Snapshot | None = None
     _alarms: dict[str, bytes] = field(default_factory=dict)
@@ -55,13 +57,23 @@ class Publisher:
     _forecast_at: dict[str, float] = field(default_factory=dict)
     _state_at: float | None = None
     _events: int = 0
+    _gaps_told: set[int] = field(default_factory=set)
+    _parts: dict[str, int] = field(default_factory=dict)
     max_packet: int | None = None
     on_oversize: Callable[[str], None] = lambda topic: None
 
     def __post_init__(self) -> None:
+        self._started = self.mono()
         horizon = () if self.config.predict is None else self.config.predict.horizon
         self.metas = {device: payload.meta_of(self.config, device, horizon) for device in self.config.devices}
         self.meta_hash = {device: str(meta["meta"]) for device, meta in self.metas.items()}
+        predicted = () if self.config.predict is None else self.config.predict.tags
+        self._foretold = {device for device, _ in predicted}
+        kept = self.outbox.get(RETAINED_FACT)
+        self._on_disk = (
+            {topic for topic in kept if isinstance(topic, str)} if isinstance(kept, list) else set()
+        )
+        self._at_broker = set(self._on_disk)
         self._deadband = np.array([tag.deadband for tag in self.layout.tags])
 
     # -- on connect ---------------------------------------------------------------------------------------------
@@ -71,13 +83,15 @@ class Publisher:
         self._shown.clear()
         self._forecast_at.clear()
         self._twin_at.clear()
+        self._gaps_told.clear()
         self.queue_state(now, backlog)
+        self.queue.rotate(1)  # before the events that waited
+        self._clear_strangers()
         stamp = self.stamp()
         for device, meta in self.metas.items():
             self._queue(self.topics.of("meta", device), stamp.head(now) | meta, retain=True)
         for topic, body in self._alarms.items():
             self.queue.append(Out(topic, body, retain=True))
-        self._clear_strangers()
         self.queue_gaps(now)
 
     def disconnected(self, unacked: list[Out]) -> None:
@@ -94,7 +108,7 @@ class Publisher:
             self.stamp(),
             now,
             status="online" if status == "online" else "offline",
-            since=self.since,
+            since=self.stamp().ms(self._started),
             version=__version__,
             backlog=backlog,
         )
@@ -102,10 +116,10 @@ class Publisher:
 
     def queue_gaps(self, now: float) -> None:
         """Every gap that was not acknowledged yet and is not under way."""
-        under_way = {out.gap for out in self.queue}
         for gap in self.outbox.gaps():
-            if gap.id in under_way:
+            if gap.id in self._gaps_told:
                 continue
+            self._gaps_told.add(gap.id)
             body = payload.gap_body(
                 self.stamp(),
                 now,
@@ -123,34 +137,49 @@ class Publisher:
         self._events += 1
         stamp = self.stamp()
         body = payload.encode(payload.event_body(stamp, event, f"{stamp.boot}-{self._events}"))
-        waiting = [out for out in self.queue if out.again]
+        waiting = [out for out in self.queue if out.event]
         if len(waiting) >= EVENTS_KEPT:
             self.queue.remove(waiting[0])
-        self.queue.append(Out(self.topics.event(event.device), body, again=True))
+        self.queue.append(Out(self.topics.event(event.device), body, again=True, event=True))
         if not event.alarm:
             return
         topic = self.topics.alarm(event.device, event.name)
         if event.state == "raised":
             self._alarms[topic] = body
+            self._remember([topic])
             self.queue.append(Out(topic, body, retain=True))
         elif self._alarms.pop(topic, None) is not None:
             self.queue.append(Out(topic, b"", retain=True))
-        self._remember_owned()
+
+    def acked(self, out: Out) -> None:
+        """The broker has one of ours."""
+        if out.gap is not None:
+            self.outbox.ack_gap(out.gap)
+        if out.retain and not out.body and out.topic not in self._owned():
+            self._at_broker.discard(out.topic)
 
     # -- what is due --------------------------------------------------------------------------------------------
 
-    def due(self, now: float, backlog: Mapping[str, Any], seq_of: Callable[[str], int]) -> None:
-        """Queues state, twins and forecasts whose time has come."""
+    def due(
+        self,
+        now: float,
+        backlog: Callable[[], Mapping[str, Any]],
+        seq_of: Callable[[str], int],
+        *,
+        last: bool = False,
+    ) -> None:
+        """Queues state, twins and forecasts whose time has come; the `last` time every twin that has changed."""
         mqtt = self.config.mqtt
         if self._state_at is None or now - self._state_at >= mqtt.full_every:
-            self.queue_state(now, backlog)
+            self.queue_state(now, backlog())
         snapshot = self.snapshot
         if snapshot is None:
             return
         for device in snapshot.layout.devices:
             at = self._twin_at.get(device)
             old = at is None or now - at >= mqtt.full_every
-            if old or (now - (at or 0.0) >= mqtt.twin_every and self._changed(device, snapshot)):
+            ripe = at is None or last or now - at >= mqtt.twin_every
+            if old or (ripe and self._changed(device, snapshot)):
                 self._twin_at[device] = now
                 self._shown[device] = snapshot
                 body = payload.twin_body(
@@ -162,8 +191,8 @@ class Publisher:
                     meta=self.meta_hash[device],
                 )
                 self._queue(self.topics.of("twin", device), body, retain=True)
-            last = self._forecast_at.get(device)
-            if last is None or now - last >= mqtt.forecast_every:
+            foretold = self._forecast_at.get(device)
+            if foretold is None or now - foretold >= mqtt.forecast_every:
                 forecast = payload.forecast_body(self.stamp(), snapshot, device)
                 if forecast is not None:
                     self._forecast_at[device] = now
@@ -201,14 +230,26 @@ class Publisher:
         except ValueError:
             self.on_oversize(topic)
             return
-        for i, part in enumerate(parts):
-            name = topic if i == 0 else f"{topic}/{i + 1}"
+        names = [topic if i == 0 else f"{topic}/{i + 1}" for i in range(len(parts))]
+        self._remember(names[1:])
+        for name, part in zip(names, parts):
             for waiting in self.queue:
                 if waiting.topic == name and waiting.retain:
                     waiting.body = self._compressed(part)
                     break
             else:
                 self.queue.append(Out(name, self._compressed(part), retain=retain))
+        for number in range(len(parts) + 1, self._parts.get(topic, 0) + 1):
+            self.queue.append(Out(f"{topic}/{number}", b"", retain=True))
+        self._parts[topic] = len(parts)
+
+    def too_large(self, id_: str) -> bytes:
+        """The answer to a command whose true answer the broker would not take."""
+        head = self.stamp().head(self.mono())
+        nothing = {"applied": None, "readback": None, "result": None}
+        return payload.encode(
+            head | {"id": id_, "ok": False, **nothing, "error": "the answer is larger than the broker takes"}
+        )
 
     def room(self, topic: str) -> int:
         """Bytes of a body that fit into the broker's largest packet with this topic."""
@@ -219,24 +260,36 @@ class Publisher:
 
     # -- ownership ----------------------------------------------------------------------------------------------
 
-    def _owned(self) -> list[str]:
-        kinds = ("meta", "twin", "forecast")
-        return [self.topics.of(kind, device) for device in self.config.devices for kind in kinds] + list(
-            self._alarms
-        )
+    def _owned(self) -> set[str]:
+        """Topics (but for `state`) that hold a retained body of ours now."""
+        whole = [
+            self.topics.of(kind, device)
+            for device in self.config.devices
+            for kind in ("meta", "twin", "forecast")
+            if kind != "forecast" or device in self._foretold
+        ]
+        parts = [f"{topic}/{n}" for topic, count in self._parts.items() for n in range(2, count + 1)]
+        return {*whole, *parts, *self._alarms}
 
     def _clear_strangers(self) -> None:
-        """Empties what an earlier run retained and this one does not own: a device that went, an alarm that ended."""
-        owned = set(self._owned())
-        for topic in self.outbox.get(RETAINED_FACT) or []:
-            if isinstance(topic, str) and topic not in owned and topic.startswith(self.topics.base + "/"):
-                self.queue.append(Out(topic, b"", retain=True))
-        self._remember_owned()
-
-    def _remember_owned(self) -> None:
+        """Empties what is retained and not ours any more: of a device that went, an alarm that ended meanwhile."""
         owned = self._owned()
-        if self.outbox.get(RETAINED_FACT) != owned:
-            self.outbox.put(RETAINED_FACT, owned)
+        for topic in sorted(self._at_broker - owned):
+            if topic.startswith(self.topics.base + "/"):
+                self.queue.append(Out(topic, b"", retain=True))
+        self._remember(owned)
+
+    def close(self) -> None:
+        """Keeps what is retained at the broker for the next run."""
+        if self._at_broker != self._on_disk:
+            self.outbox.put(RETAINED_FACT, sorted(self._at_broker))
+
+    def _remember(self, topics: Iterable[str]) -> None:
+        """Keeps on disk which topics may be retained at the broker, before they are: too many do no harm."""
+        self._at_broker |= set(topics)
+        if not self._at_broker <= self._on_disk:
+            self._on_disk = set(self._at_broker)
+            self.outbox.put(RETAINED_FACT, sorted(self._on_disk))
 
 
 def _score(snapshot: Snapshot, device: str) -> tuple[float | None, tuple[str, ...]] | None:

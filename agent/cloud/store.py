@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from agent.cloud.batch import Batch
@@ -40,9 +41,11 @@ class Store:
     _bytes: int = 0
     _acked: list[Key] = field(default_factory=list)
     _last_ack: float = 0.0
+    _last_spill: float = 0.0
     _page: list[tuple[int, Batch]] = field(default_factory=list)
     _beyond: int = 0
     _disk_inflight: dict[Key, int] = field(default_factory=dict)
+    _held: dict[str, float] = field(default_factory=dict)
     _allowance: float = 0.0
     _allowed_at: float | None = None
 
@@ -51,21 +54,27 @@ class Store:
         """True where each batch goes to disk before it is sent: `durable`, or `keep` for a resend."""
         return self.config.durable or self.config.keep > 0
 
-    def add(self, batch: Batch, *, online: bool, offline_for: float) -> None:
-        """Takes a closed batch."""
-        one = Waiting(batch, live=online)
-        if self.commits_first:
-            one.on_disk = self.outbox.spill([batch])
-        if one.on_disk and not online:
-            return  # it comes back from disk
-        self.memory[(batch.device, batch.seq)] = one
-        self._bytes += len(batch.body)
-        if offline_for >= SPILL_AFTER or self._bytes > MEMORY_BOUND:
+    def add(self, batches: Sequence[Batch], *, online: bool) -> None:
+        """Takes batches that were closed together."""
+        on_disk = self.commits_first and self.outbox.spill(batches)
+        if on_disk and not online:
+            return  # they come back from disk
+        for batch in batches:
+            self.memory[(batch.device, batch.seq)] = Waiting(batch, live=online, on_disk=on_disk)
+            self._bytes += len(batch.body)
+        if self._bytes > MEMORY_BOUND:
             self.spill()
 
-    def spill(self) -> None:
-        """Moves to disk what is not under way. What does not fit there stays, the oldest going when memory is full."""
-        chosen = [one for one in self.memory.values() if not one.sent]
+    def spill(self, devices: Collection[str] | None = None) -> None:
+        """Moves to disk, in one commit, what is not under way (of some devices, or all).
+
+        What does not fit there stays, the oldest going when memory is full.
+        """
+        chosen = [
+            one
+            for one in self.memory.values()
+            if not one.sent and (devices is None or one.batch.device in devices)
+        ]
         if self.outbox.spill(one.batch for one in chosen if not one.on_disk):
             for one in chosen:
                 self._forget((one.batch.device, one.batch.seq))
@@ -78,8 +87,10 @@ class Store:
                 if not one.on_disk:
                     self.outbox.lost(*key, "memory")
 
-    def disconnected(self) -> None:
+    def disconnected(self, now: float) -> None:
         """The link is gone: what was under way is sent again, under the same number, as backfill."""
+        self.flush_acks(now)  # or what was just acknowledged would be read from disk once more
+        self._held.clear()
         for one in self.memory.values():
             one.sent = False
             one.live = False
@@ -88,8 +99,10 @@ class Store:
         self._beyond = 0
 
     def next_memory(self) -> Waiting | None:
-        """The oldest batch in memory that is not under way."""
-        return next((one for one in self.memory.values() if not one.sent), None)
+        """The oldest batch in memory that is not under way, nor held."""
+        return next(
+            (one for one in self.memory.values() if not one.sent and one.batch.device not in self._held), None
+        )
 
     def next_disk(self, now: float) -> Batch | None:
         """The oldest batch on disk that is not under way, as fast as `rate` allows; None when there is none now."""
@@ -98,20 +111,21 @@ class Store:
         if not self._page:
             self._page = [
                 (number, batch)
-                for number, batch in self.outbox.oldest(PAGE, self._beyond)
+                for number, batch in self.outbox.oldest(PAGE, self._beyond, self._held)
                 if (batch.device, batch.seq) not in self.memory
+                and (batch.device, batch.seq) not in self._disk_inflight
             ]
             if not self._page:
                 return None
         number, batch = self._page[0]
-        if not self._may_send(batch.readings, now):
+        if not self.may_send(batch.readings, now):
             return None
         self._page.pop(0)
         self._beyond = max(self._beyond, number)
         self._disk_inflight[(batch.device, batch.seq)] = number
         return batch
 
-    def _may_send(self, readings: int, now: float) -> bool:
+    def may_send(self, readings: int, now: float) -> bool:
         """A token bucket of one second's readings; 0 is no limit."""
         rate = self.config.rate
         if rate <= 0:
@@ -125,10 +139,6 @@ class Store:
         self._allowance -= readings
         return True
 
-    @property
-    def disk_inflight(self) -> int:
-        return len(self._disk_inflight)
-
     def acked(self, key: Key) -> None:
         """The broker has a batch; only this takes it out."""
         one = self.memory.get(key)
@@ -137,6 +147,18 @@ class Store:
         if one is None or one.on_disk:
             self._disk_inflight.pop(key, None)
             self._acked.append(key)
+
+    def hold(self, key: Key, until: float) -> None:
+        """The broker does not take this batch now: its device's wait, as backfill then; the other devices' go on."""
+        device = key[0]
+        self._held[device] = until
+        if key in self.memory:
+            self.memory[key].sent = False
+        self._page.clear()
+        for one in self.memory.values():
+            if one.batch.device == device:
+                one.live = False
+        self._disk_inflight.pop(key, None)
 
     def refused(self, key: Key, reason: str) -> None:
         """The broker will never take it: set aside, so that it blocks nothing behind it."""
@@ -156,11 +178,26 @@ class Store:
             self.flush_acks(now)
         if offline_for >= SPILL_AFTER and self.memory:
             self.spill()
+        elif self._held and now - self._last_spill >= self.config.batch:
+            self._last_spill = now
+            self.spill(self._held)
+        over = [device for device, until in self._held.items() if now >= until]
+        for device in over:
+            del self._held[device]
+        if over:
+            self.flush_acks(now)
+            self._page.clear()
+            self._beyond = 0
 
     def flush_acks(self, now: float) -> None:
         acked, self._acked = self._acked, []
         self._last_ack = now
         self.outbox.ack(acked)
+
+    @property
+    def to_send(self) -> bool:
+        """True while memory holds what no device's hold keeps back."""
+        return any(one.batch.device not in self._held for one in self.memory.values())
 
     def oldest_ms(self) -> int | None:
         """UTC time of the oldest reading in memory."""

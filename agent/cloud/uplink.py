@@ -23,6 +23,16 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.cloud.reasons import (
+    DIAL_TIMEOUT,
+    UNSUPPORTED_VERSION,
+    address,
+    connack_words,
+    early_hint,
+    tell_tls_alert,
+    tls_context,
+    words,
+)
 from agent.config.secrets import SecretProblem, reveal
 from agent.config.types import MqttConfig
 from agent.runtime.clock import Clock
@@ -31,16 +41,22 @@ log = logging.getLogger("edgetwin.cloud")
 
 WINDOW = 20
 """Unacknowledged messages at once; more is slower, since paho scans them all for each acknowledgement."""
-DIAL_TIMEOUT = 5.0
 CONNACK_TIMEOUT = 10.0
 STALE_AFTER = 10.0
 """Seconds without an acknowledgement after which the link is opened anew (keepalive alone takes twice its length)."""
 FIRST_DELAY, SOON_DELAY, LATE_DELAY = 0.25, 2.0, 120.0
 SOON = 60.0
-"""Seconds of an outage in which the next try is at most SOON_DELAY away."""
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-UNSUPPORTED_VERSION = 0x84
+"""Seconds of trouble in which the next try is at most SOON_DELAY away."""
+STEADY = 20.0
+"""Seconds that a link must have lasted to end a time of trouble: one that is cut again and again is not hammered."""
+SESSION_EXPIRY = 600
+"""Seconds that an MQTT 5 broker keeps commands for us while the link is down: none is valid for longer."""
+LEAST_PACKET = 8192
+"""Bytes to which packets may be cut down at a broker that closes the link without a word."""
 SESSION_TAKEN_OVER = 0x8E
+PACKET_TOO_LARGE = 0x95
+NEVER = frozenset({0x90, PACKET_TOO_LARGE, 0x99})
+"""Reason codes of a message that will never be taken: topic name, packet size, payload format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +74,21 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """The broker has answered a message. `refused` in words where it does not want it (an ACL), else None."""
+    """The broker has answered a message. `refused` in words where it does not want it (an ACL), else None.
+
+    `never`: nor will it ever want it.
+    """
 
     token: Any
     refused: str | None
+    never: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deaf:
+    """The broker refuses a subscription: commands and desired values will not come. `reason` in words."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +102,14 @@ class Message:
     correlation: bytes | None = None
 
 
-Post = Callable[[Connected | Disconnected | Acked | Message], None]
+Post = Callable[[Connected | Disconnected | Acked | Deaf | Message], None]
+
+
+@dataclass(slots=True)
+class _Sent:
+    token: Any
+    at: float
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +151,23 @@ class Uplink:
         self._client: paho.Client | None = None
         self._generation = 0
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._inflight: dict[int, tuple[Any, float]] = {}
+        self._inflight: dict[int, _Sent] = {}
         self._returned: list[Any] = []
         self._next_try = clock.mono()
         self._down_since = clock.mono()
+        self._up_since = clock.mono()
+        self._trouble_since = clock.mono()
+        self._closed_early = False
+        self._context: ssl.SSLContext | None = None
+        self._cut_at: int | None = None
+        self._last_ack = clock.mono()
         self._tries = 0
         self._dial_started: float | None = None
         self._window = WINDOW
         self.online = False
         self.error: str | None = None
-        self.max_packet: int | None = None
+        self._broker_limit: int | None = None
+        self._learnt_limit: int | None = None
         self._closing = False
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -147,6 +188,11 @@ class Uplink:
         return len(self._inflight)
 
     @property
+    def max_packet(self) -> int | None:
+        """Bytes of the largest packet that the broker takes, as it said or as was learnt; None: no limit is known."""
+        return min((one for one in (self._broker_limit, self._learnt_limit) if one is not None), default=None)
+
+    @property
     def has_room(self) -> bool:
         """True when another message may be published."""
         return self.online and len(self._inflight) < self._window
@@ -165,8 +211,9 @@ class Uplink:
             if now - self._dial_started > DIAL_TIMEOUT + CONNACK_TIMEOUT:
                 self._lost("the broker does not answer the connection")
         elif self.online:
-            oldest = min((sent for _, sent in self._inflight.values()), default=now)
-            if now - oldest > STALE_AFTER:
+            oldest = next((sent.at for sent in self._inflight.values()), now)
+            if now - max(oldest, self._last_ack) > STALE_AFTER:  # a slow link that moves on is not stale
+                self._learn_limit(0)
                 self._lost(f"no acknowledgement for {STALE_AFTER:.0f} s; the link is opened anew")
         elif now >= self._next_try:
             self._dial(now)
@@ -176,7 +223,7 @@ class Uplink:
     ) -> bool:
         """Hands one message to the broker at QoS 1; `Acked(token)` follows. False when the link is down.
 
-        Callers look at `has_room` first; the parts of one body may go a little beyond it.
+        Callers look at `has_room` first: paho heeds neither the broker's receive maximum nor its packet size.
         """
         if not self.online or self._client is None:
             return False
@@ -186,7 +233,7 @@ class Uplink:
             properties.CorrelationData = correlation
         info = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
         # whatever paho's code says, it keeps a QoS 1 message and sends it; only on_publish tells the outcome
-        self._inflight[info.mid] = (token, self._clock.mono())
+        self._inflight[info.mid] = _Sent(token, self._clock.mono(), len(body))
         return True
 
     def returned(self) -> list[Any]:
@@ -208,19 +255,28 @@ class Uplink:
             case "published":
                 known = self._inflight.pop(note.value, None)
                 if known is not None:
-                    self._post(Acked(known[0], note.extra))
+                    self._last_ack = self._clock.mono()
+                    code, text = note.extra
+                    self._post(Acked(known.token, text if code >= 0x80 else None, code in NEVER))
+            case "subscribed":
+                self._post(Deaf(note.value))
             case "message":
                 self._post(note.value)
 
-    def close(self) -> None:
-        """Ends the link politely: everything was acknowledged before, or is not waited for."""
+    def close(self, *, politely: bool) -> None:
+        """Ends the link. Not politely: cut, so that the broker publishes the last will."""
         self._closing = True
+        self._generation += 1
         client, self._client = self._client, None
         self.online = False
-        if client is not None:
+        if client is None:
+            return
+        if politely:
             with contextlib.suppress(Exception):
                 client.disconnect()
             _stop_loop(client)
+        else:
+            _abandon(client)
 
     # -- connecting ---------------------------------------------------------------------------------------------
 
@@ -239,12 +295,17 @@ class Uplink:
 
     def _connect(self, client: paho.Client, generation: int) -> None:
         """In a thread of its own: a blocking connect that may take seconds, and tells why it fails."""
-        host, port = _address(self._config.url)
+        host, port = address(self._config.url)
+        keepalive = max(1, round(self._config.keepalive))
         try:
-            if self._protocol == MQTTProtocolVersion.MQTTv5:
-                client.connect(host, port, keepalive=round(self._config.keepalive), clean_start=True)
+            if self._closed_early and self._context is not None:
+                tell_tls_alert(host, port, self._context)
+            if client.protocol == MQTTProtocolVersion.MQTTv5:
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = SESSION_EXPIRY
+                client.connect(host, port, keepalive=keepalive, clean_start=False, properties=properties)
             else:
-                client.connect(host, port, keepalive=round(self._config.keepalive))
+                client.connect(host, port, keepalive=keepalive)
         except Exception as error:
             self._wake(Note(generation, "failed", words(error, self._config.url)))
             return
@@ -266,11 +327,12 @@ class Uplink:
         )
         client.connect_timeout = DIAL_TIMEOUT
         client.max_inflight_messages_set(WINDOW)
-        client.max_queued_messages_set(10 * WINDOW)
+        client.max_queued_messages_set(0)  # no limit: what is beyond one would vanish; `has_room` is ours
         if scheme in ("ws", "wss"):
             client.ws_set_options(path=urlsplit(config.url).path or "/mqtt")
         if scheme in ("mqtts", "wss"):
-            client.tls_set_context(_tls_context(config))
+            self._context = tls_context(config)
+            client.tls_set_context(self._context)
         if config.username is not None or config.password is not None:
             password = None if config.password is None else reveal(config.password)
             client.username_pw_set(config.username or self._client_id, password)
@@ -286,11 +348,16 @@ class Uplink:
             wake(Note(generation, "connack", code, properties))
 
         def closed(_c: Any, _u: Any, _flags: Any, code: Any, _properties: Any) -> None:
-            wake(Note(generation, "closed", str(code), getattr(code, "value", 0)))
+            reason = "the broker closed the connection" if str(code) == "Unspecified error" else str(code)
+            wake(Note(generation, "closed", reason, getattr(code, "value", 0)))
 
         def published(_c: Any, _u: Any, mid: int, code: Any, _properties: Any) -> None:
-            refused = getattr(code, "value", 0) >= 0x80
-            wake(Note(generation, "published", mid, str(code) if refused else None))
+            wake(Note(generation, "published", mid, (getattr(code, "value", 0), str(code))))
+
+        def subscribed(_c: Any, _u: Any, _mid: int, codes: Any, _properties: Any) -> None:
+            refused = [str(code) for code in codes if getattr(code, "value", 0) >= 0x80]
+            if refused:
+                wake(Note(generation, "subscribed", refused[0]))
 
         def message(_c: Any, _u: Any, one: Any) -> None:
             given = getattr(one, "properties", None)
@@ -311,35 +378,55 @@ class Uplink:
         client.on_connect = connected
         client.on_disconnect = closed
         client.on_publish = published
+        client.on_subscribe = subscribed
         client.on_message = message
 
     def _on_connack(self, code: Any, properties: Any) -> None:
         if code.is_failure:
+            self._lost(connack_words(code))
             if getattr(code, "value", 0) in (1, UNSUPPORTED_VERSION):
-                self._change_protocol()
-            self._lost(_connack_words(code))
+                self._try_other_protocol()
             return
         assert self._client is not None
         self._dial_started = None
+        self._closed_early = False
+        self._up_since = self._clock.mono()
         self.online = True
         self.error = None
-        self._tries = 0
-        self.max_packet = getattr(properties, "MaximumPacketSize", None)
+        self._broker_limit = getattr(properties, "MaximumPacketSize", None)
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         for filter_ in self._filters:
             self._client.subscribe(filter_, qos=1)
         self._post(Connected())
 
     def _on_closed(self, reason: str, code: int) -> None:
-        if self._dial_started is not None:
-            # some 3.1.1 brokers close at a version they do not know; the next try is with the other one
-            self._change_protocol()
-            reason = f"closed before it was accepted ({reason})"
+        early = self._dial_started is not None
+        if early:
+            self._closed_early = True
+            reason = f"{reason} before it was accepted{early_hint(self._config)}"
+        else:
+            self._learn_limit(code)
         self._lost(reason, taken_over=code == SESSION_TAKEN_OVER)
+        if early:
+            self._try_other_protocol()
 
-    def _change_protocol(self) -> None:
-        five = self._protocol == MQTTProtocolVersion.MQTTv5
-        self._protocol = MQTTProtocolVersion.MQTTv311 if five else MQTTProtocolVersion.MQTTv5
+    def _try_other_protocol(self) -> None:
+        """After a refusal of 5 (some brokers only close at it) 3.1.1 at once; after one of 3.1.1 again 5, later."""
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            self._protocol = MQTTProtocolVersion.MQTTv311
+            self._next_try = self._clock.mono()
+        else:
+            self._protocol = MQTTProtocolVersion.MQTTv5
+
+    def _learn_limit(self, code: int) -> None:
+        """A link that ends twice in a row at large messages gets smaller ones: only MQTT 5 tells the broker's limit."""
+        largest = max((sent.size for sent in self._inflight.values()), default=0)
+        if self._clock.mono() - self._up_since > STEADY or largest <= LEAST_PACKET:
+            self._cut_at = None
+            return
+        if code == PACKET_TOO_LARGE or self._cut_at is not None:
+            self._learnt_limit = max(LEAST_PACKET, min(largest, self._cut_at or largest) // 2)
+        self._cut_at = largest
 
     def _lost(self, reason: str, *, taken_over: bool = False) -> None:
         now = self._clock.mono()
@@ -349,12 +436,15 @@ class Uplink:
             threading.Thread(target=_abandon, args=(client,), name="hang-up", daemon=True).start()
         if self.online:
             self._down_since = now
+            self._protocol = MQTTProtocolVersion.MQTTv5
+            if now - self._up_since >= STEADY:
+                self._trouble_since, self._tries = now, 0
         self.online = False
         self._dial_started = None
-        self._returned += [token for token, _ in self._inflight.values()]
+        self._returned += [sent.token for sent in self._inflight.values()]
         self._inflight.clear()
         self.error = reason
-        longest = SOON_DELAY if now - self._down_since < SOON else LATE_DELAY
+        longest = SOON_DELAY if now - self._trouble_since < SOON else LATE_DELAY
         delay = min(longest, FIRST_DELAY * 2 ** min(self._tries, 12))
         self._next_try = now + delay * self._rng.uniform(0.5, 1.0)
         self._post(Disconnected(reason, taken_over))
@@ -372,57 +462,3 @@ def _abandon(client: paho.Client) -> None:
 def _stop_loop(client: paho.Client) -> None:
     with contextlib.suppress(Exception):
         client.loop_stop()
-
-
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return parts.path, 1883
-    return parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORTS[parts.scheme]
-
-
-def _tls_context(config: MqttConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=None if config.ca is None else str(config.ca))
-    if config.cert is not None:
-        context.load_cert_chain(str(config.cert), None if config.key is None else str(config.key))
-    return context
-
-
-def _connack_words(code: Any) -> str:
-    known = {
-        0x86: "the broker refuses the user name or password",
-        0x87: "the broker refuses this client (not authorized: user name, password or ACL)",
-        4: "the broker refuses the user name or password",
-        5: "the broker refuses this client (not authorized: user name, password or ACL)",
-        UNSUPPORTED_VERSION: "the broker does not speak this version of MQTT; trying the other one",
-        1: "the broker does not speak this version of MQTT; trying the other one",
-        0x85: "the broker refuses the client id",
-        2: "the broker refuses the client id",
-        0x88: "the broker is not available",
-        3: "the broker is not available",
-    }
-    return known.get(getattr(code, "value", -1), f"the broker refuses the connection: {code}")
-
-
-def words(error: BaseException, url: str) -> str:
-    """Why a connection cannot be opened, in words for a person."""
-    where = "{}:{}".format(*_address(url)) if not url.startswith("unix") else _address(url)[0]
-    if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message or str(error)
-        hint = "; is this machine's clock set?" if "not yet valid" in reason else ""
-        return f"the certificate of {where} is not accepted: {reason}{hint}"
-    if isinstance(error, ssl.SSLError):
-        return f"no TLS with {where}: {error.reason or error}"
-    if isinstance(error, SecretProblem):
-        return str(error)
-    if isinstance(error, socket.gaierror):
-        return f"the name {where} cannot be resolved"
-    if isinstance(error, ConnectionRefusedError):
-        return f"nothing listens on {where}"
-    if isinstance(error, TimeoutError):
-        return f"{where} does not answer"
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename or where} does not exist"
-    if isinstance(error, OSError):
-        return f"{where}: {error.strerror or error}"
-    return f"{where}: {error}"

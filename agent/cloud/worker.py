@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from agent.cloud.inbox import Answered, Future, Inbox
 from agent.cloud.outbox import Outbox
 from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
-from agent.cloud.store import SPILL_AFTER, Store, Waiting
+from agent.cloud.sender import Sender
+from agent.cloud.store import SPILL_AFTER, Store
 from agent.cloud.topics import Topics
-from agent.cloud.uplink import WINDOW, Acked, Connected, Disconnected, Message, Note, Uplink
+from agent.cloud.uplink import Acked, Connected, Deaf, Disconnected, Message, Note, Uplink
 from agent.config.secrets import reveal
 from agent.config.types import Config
 from agent.runtime.clock import Anchor, Clock
@@ -40,6 +41,9 @@ LONGEST_WAIT = 0.2
 AT_ONCE = 2000
 """Records taken in one turn before anything is sent."""
 ALIVE_WITHIN = 60.0
+STATUS_EVERY = 0.5
+STUMBLE_EVERY = 60.0
+"""Seconds between two tracebacks of one kind."""
 TAKEN_OVER_WINDOW = 60.0
 LATEST_FACT = "latest_ms"
 KEEP_LATEST_EVERY = 3600.0
@@ -89,19 +93,20 @@ class Cloud:
         self._synced = self._is_synced()
         self._store = Store(self._outbox, config.mqtt.outbox)
         self._batcher = Batcher()
-        self._resends: deque[Batch] = deque()
         self._taken_over: deque[float] = deque(maxlen=2)
-        self._refused_topics: set[str] = set()
         self._said: str | None = None
         self._offline_sent = False
+        self._dropped_told = 0
+        self._second = 0.0
+        self._stumbled: dict[str, float] = {}
         self._publisher = Publisher(
             config,
             self._topics,
             layout,
             self._outbox,
             self._stamp,
-            since=self._wall_ms(),
-            on_oversize=self._on_oversize,
+            clock.mono,
+            on_oversize=lambda topic: self._sender.oversize(topic),
         )
         key = None if config.commands.hmac is None else reveal(config.commands.hmac).encode()
         self._inbox = Inbox(
@@ -116,7 +121,7 @@ class Cloud:
             stamp=self._stamp,
             mono=clock.mono,
             rebirth=self._birth,
-            resend=self._resend,
+            resend=lambda device, first, last: self._sender.resend(device, first, last),
         )
         self._uplink = Uplink(
             config.mqtt,
@@ -127,6 +132,16 @@ class Cloud:
             wake=self._queue.put,
             clock=clock,
             rng=random.Random(),
+        )
+        self._sender = Sender(
+            config.mqtt,
+            self._topics,
+            self._store,
+            self._publisher,
+            self._uplink,
+            retimed=self._retimed,
+            on_event=self._own_event,
+            mono=clock.mono,
         )
         self._status = self._make_status()
 
@@ -185,16 +200,19 @@ class Cloud:
         now = self._clock.mono()
         self._beat = now
         self._guarded(self._work, now)
-        self._status = self._make_status()
+        if now - self._second >= STATUS_EVERY:
+            self._second = now
+            self._guarded(self._each_second, now)
         return self._stopping is not None and self._ended(now)
 
     def _guarded(self, action: Callable[[Any], None], argument: Any) -> None:
         try:
             action(argument)
-        except Exception:
-            log.exception(
-                "the cloud side stumbled over %s; this is a fault of the program", type(argument).__name__
-            )
+        except Exception as error:
+            now, what = self._clock.mono(), f"{type(argument).__name__}: {type(error).__name__}"
+            if now - self._stumbled.get(what, -STUMBLE_EVERY) >= STUMBLE_EVERY:
+                self._stumbled[what] = now
+                log.exception("the cloud side stumbled over %s; this is a fault of the program", what)
 
     def _wait(self) -> float:
         due = self._batcher.next_due(self._span())
@@ -218,121 +236,97 @@ class Cloud:
             case _Stop():
                 self._stopping = item
                 self._close(self._batcher.take_all())
+                if self._uplink.online:
+                    self._publisher.due(self._clock.mono(), self._backlog, self._outbox.last_seq, last=True)
 
     def _work(self, now: float) -> None:
         self._watch_clock(now)
         self._uplink.tick(now)
-        self._close(self._batcher.take_due(now, self._span()))
+        if self._spans_long(now) and (self._batcher.next_due(self._span()) or now + 1) <= now:
+            self._close(self._batcher.take_all())  # of all devices together: one commit
+        else:
+            self._close(self._batcher.take_due(now, self._span()))
         self._store.tick(now, self._uplink.offline_for(now))
         if self._uplink.online and self._stopping is None:
-            self._publisher.due(now, self._backlog(), self._outbox.last_seq)
-        self._pump(now)
+            self._publisher.due(now, self._backlog, self._outbox.last_seq)
+        self._sender.pump(now, ending=self._stopping is not None)
+
+    def _each_second(self, now: float) -> None:
+        self._status = self._make_status()
+        self._inbox.tick(now)
+        if self._uplink.online:
+            self._publisher.queue_gaps(now)
+        if self._rows_dropped > self._dropped_told:
+            self._dropped_told = self._rows_dropped
+            text = f"{self._rows_dropped} replies were dropped: the cloud side cannot keep up"
+            self._own_event(Event(None, "replies_dropped", "warning", "raised", text, now))
+
+    def _spans_long(self, now: float) -> bool:
+        return self._uplink.offline_for(now) >= SPILL_AFTER
 
     def _span(self) -> float:
         """Seconds that a batch covers: longer while nobody listens, since each costs a commit."""
-        long = self._uplink.offline_for(self._clock.mono()) >= SPILL_AFTER
+        long = self._spans_long(self._clock.mono())
         return self._config.mqtt.outbox.batch if long else self._config.mqtt.batch
 
-    def _close(self, closed: Any) -> None:
-        now = self._clock.mono()
+    def _close(self, closed: Iterable[tuple[str, list[Row]]]) -> None:
+        now, batches = self._clock.mono(), []
         for device, rows in closed:
             seq = self._outbox.next_seq(device)
-            stamp = self._stamp()
-            body = payload.data_body(
-                stamp,
-                rows,
-                t=now,
-                stream=self._outbox.stream,
-                seq=seq,
-                meta=self._publisher.meta_hash[device],
-            )
-            batch = Batch(
-                device,
-                seq,
-                stamp.ms(rows[0].t),
-                sum(len(row.tags) for row in rows),
-                payload.encode(body),
-                self._boot,
-                stamp.synced,
-            )
-            self._store.add(batch, online=self._uplink.online, offline_for=self._uplink.offline_for(now))
-            if self._config.mqtt.flat and self._uplink.online:
-                flat = payload.encode(payload.flat_body(stamp, rows, t=now, seq=seq))
-                self._publisher.queue.append(Out(self._topics.of("flat", device), flat))
-
-    # -- sending ------------------------------------------------------------------------------------------------
-
-    def _pump(self, now: float) -> None:
-        """Fills the window: answers, events and twins first, then live batches, then what waited."""
-        while self._uplink.has_room:
-            if self._publisher.queue:
-                out = self._publisher.queue.popleft()
-                self._uplink.publish(
-                    out.topic, out.body, retain=out.retain, token=out, correlation=out.correlation
-                )
-            elif (waiting := self._store.next_memory()) is not None:
-                waiting.sent = True
-                self._send_batch(waiting.batch, live=waiting.live, token=waiting)
-            elif self._resends:
-                self._send_batch(self._resends.popleft(), live=False, token=None)
-            elif (
-                self._store.disk_inflight < WINDOW // 2 and (batch := self._store.next_disk(now)) is not None
-            ):
-                self._send_batch(batch, live=False, token=(batch.device, batch.seq))
-            else:
-                return
-
-    def _send_batch(self, batch: Batch, *, live: bool, token: Any) -> None:
-        body = batch.body
-        if not batch.synced and batch.boot == self._boot and self._synced:
-            body = payload.encode(payload.retimed(json.loads(body), self._anchor.ms))
-        kind = "data" if live else "backfill"
-        topic = self._topics.of(kind, batch.device)
-        room = self._publisher.room(topic)
-        parts = [body]
-        if len(body) > room:
             try:
-                parts = payload.split(json.loads(body), room)
-            except ValueError as error:
-                self._set_aside(batch, str(error))
-                return
-        compress = self._config.mqtt.compress == "all" or (
-            not live and self._config.mqtt.compress == "backfill"
+                batches.append(self._make_batch(device, seq, rows, now))
+            except Exception:
+                self._outbox.lost(device, seq, "fault")
+                log.exception("batch %d of %s cannot be made; this is a fault of the program", seq, device)
+        if batches:
+            self._store.add(batches, online=self._uplink.online)
+
+    def _make_batch(self, device: str, seq: int, rows: list[Row], now: float) -> Batch:
+        stamp = self._stamp()
+        body = payload.data_body(
+            stamp, rows, t=now, stream=self._outbox.stream, seq=seq, meta=self._publisher.meta_hash[device]
         )
-        for i, part in enumerate(parts):
-            self._uplink.publish(
-                topic if i == 0 else f"{topic}/{i + 1}",
-                payload.compressed(part) if compress else part,
-                retain=False,
-                token=token if i == len(parts) - 1 else None,
-            )
+        batch = Batch(
+            device,
+            seq,
+            stamp.ms(rows[0].t),
+            sum(len(row.tags) for row in rows),
+            payload.encode(body),
+            self._boot,
+            stamp.synced,
+        )
+        if self._config.mqtt.flat and self._uplink.online:
+            flat = payload.encode(payload.flat_body(stamp, rows, t=now, seq=seq))
+            self._publisher.queue.append(Out(self._topics.of("flat", device), flat))
+        return batch
 
-    def _set_aside(self, batch: Batch, reason: str) -> None:
-        key = (batch.device, batch.seq)
-        self._store.refused(key, "refused")
-        text = f"batch {batch.seq} of {batch.device} will not be sent: {reason}"
-        self._own_event(Event(batch.device, "batch_refused", "warning", "raised", text, self._clock.mono()))
-        self._publisher.queue_gaps(self._clock.mono())
-
-    def _resend(self, device: str, first: int, last: int) -> tuple[int, int] | None:
-        found = [batch for _, batch in self._outbox.find(device, first, last)]
-        self._resends.extend(found)
-        return (found[0].seq, found[-1].seq) if found else None
+    def _retimed(self, batch: Batch) -> bytes:
+        """A batch's body, its times put right where it was made before the clock was set, in this boot."""
+        if batch.synced or batch.boot != self._boot or not self._synced:
+            return batch.body
+        return payload.encode(payload.retimed(json.loads(batch.body), self._anchor.ms))
 
     # -- what the link tells ------------------------------------------------------------------------------------
 
-    def _from_uplink(self, item: Connected | Disconnected | Acked | Message) -> None:
+    def _from_uplink(self, item: Connected | Disconnected | Acked | Deaf | Message) -> None:
         match item:
             case Connected():
                 log.info("connected to the broker by MQTT %s", self._uplink.protocol)
                 self._said = None
-                self._refused_topics.clear()
+                self._sender.connected()
                 self._publisher.max_packet = self._uplink.max_packet
                 self._birth()
             case Disconnected():
                 self._on_lost(item)
             case Acked():
-                self._on_acked(item)
+                self._sender.acked(item)
+            case Deaf():
+                text = (
+                    f"the broker refuses the subscription to commands: {item.reason}; does its ACL allow it?"
+                )
+                self._own_event(
+                    Event(None, "subscribe_refused", "warning", "raised", text, self._clock.mono())
+                )
             case Message():
                 self._inbox.take(item)
 
@@ -344,47 +338,12 @@ class Cloud:
         if lost.reason != self._said:
             log.warning("no broker: %s", lost.reason)
             self._said = lost.reason
-        self._store.disconnected()
-        self._publisher.disconnected([token for token in self._uplink.returned() if isinstance(token, Out)])
+        self._sender.lost(self._uplink.returned(), now)
         if lost.taken_over:
             self._taken_over.append(now)
             if len(self._taken_over) == 2 and now - self._taken_over[0] < TAKEN_OVER_WINDOW:
                 text = f"another client connects as {self._config.gateway}: two gateways with one name?"
                 self._own_event(Event(None, "name_taken", "alarm", "raised", text, now))
-
-    def _on_acked(self, acked: Acked) -> None:
-        token = acked.token
-        if isinstance(token, Waiting):
-            key = (token.batch.device, token.batch.seq)
-        elif isinstance(token, tuple):
-            key = token
-        else:
-            if isinstance(token, Out):
-                self._on_out_acked(token, acked.refused)
-            return
-        if acked.refused is None:
-            self._store.acked(key)
-            return
-        self._store.refused(key, "refused")
-        self._refusal(self._topics.of("data", key[0]), acked.refused)
-        self._publisher.queue_gaps(self._clock.mono())
-
-    def _on_out_acked(self, out: Out, refused: str | None) -> None:
-        if refused is not None:
-            self._refusal(out.topic, refused)
-        elif out.gap is not None:
-            self._outbox.ack_gap(out.gap)
-
-    def _refusal(self, topic: str, reason: str) -> None:
-        """The broker does not take messages of this topic: told once per topic and connection."""
-        if topic in self._refused_topics:
-            return
-        self._refused_topics.add(topic)
-        text = f"the broker refuses {topic}: {reason}; does its ACL allow it?"
-        self._own_event(Event(None, "publish_refused", "warning", "raised", text, self._clock.mono()))
-
-    def _on_oversize(self, topic: str) -> None:
-        self._refusal(topic, "larger than its maximum packet size")
 
     def _own_event(self, event: Event) -> None:
         """An event of this thread: published, and shown on the page."""
@@ -420,7 +379,7 @@ class Cloud:
     def _ended(self, now: float) -> bool:
         """Whether everything is sent and acknowledged, or there is no use in waiting any longer."""
         assert self._stopping is not None
-        idle = not self._publisher.queue and not self._store.memory and self._uplink.unacked == 0
+        idle = not self._publisher.queue and not self._store.to_send and self._uplink.unacked == 0
         if self._uplink.online and now < self._stopping.deadline:
             if not idle:
                 return False
@@ -428,15 +387,19 @@ class Cloud:
                 self._offline_sent = True
                 self._publisher.queue_state(now, self._backlog(), "offline")
                 return False
-        self._store.flush_acks(now)
-        for waiting in self._store.memory.values():
-            waiting.sent = False
+        # without the acknowledgement of `offline` the last will has to say it
+        self._uplink.close(politely=self._offline_sent and idle)
+        self._guarded(self._put_away, now)
+        return True
+
+    def _put_away(self, now: float) -> None:
+        """What was not acknowledged goes to disk, and the outbox is closed."""
+        self._store.disconnected(now)
         self._store.spill()
-        self._uplink.close()
+        self._publisher.close()
         if self._synced:
             self._outbox.put(LATEST_FACT, self._wall_ms())
         self._outbox.close()
-        return True
 
     # -- status -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,209 @@
+"""What goes to the broker next, and what its answers mean. Worker's thread only."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.cloud import payload
+from agent.cloud.batch import Batch
+from agent.cloud.publisher import Out, Publisher
+from agent.cloud.store import PAGE, Store, Waiting
+from agent.cloud.topics import Topics
+from agent.cloud.uplink import WINDOW, Acked, Uplink
+from agent.config.types import MqttConfig
+from agent.twin.records import Event
+
+HELD_FOR = 60.0
+"""Seconds until a device's batches are tried again after the broker refused one (an ACL, a quota)."""
+RANGES_KEPT = 100
+"""Resends that may wait; more are refused."""
+
+
+@dataclass(slots=True, eq=False)
+class _Range:
+    """Batches `next` to `last` of a device that a central system wants once more."""
+
+    device: str
+    next: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Resent:
+    of: _Range
+    seq: int
+
+
+@dataclass
+class Sender:
+    """Fills the uplink's window: answers, events and twins first, then live batches, then what waited.
+
+    `retimed` puts a batch's times right where it was made before the clock was set; returns its body.
+    """
+
+    config: MqttConfig
+    topics: Topics
+    store: Store
+    publisher: Publisher
+    uplink: Uplink
+    retimed: Callable[[Batch], bytes]
+    on_event: Callable[[Event], None]
+    mono: Callable[[], float]
+    _resends: deque[_Range] = field(default_factory=deque)
+    _page: deque[Batch] = field(default_factory=deque)
+    _parts: deque[tuple[str, bytes, Any]] = field(default_factory=deque)
+    _told: set[str] = field(default_factory=set)
+
+    def connected(self) -> None:
+        """A new connection: refusals are told anew."""
+        self._told.clear()
+
+    def lost(self, tokens: list[Any], now: float) -> None:
+        """The link is gone; `tokens` were under way."""
+        self.store.disconnected(now)
+        self.publisher.disconnected([token for token in tokens if isinstance(token, Out)])
+        self._page.clear()
+        for token in (*tokens, *(token for _, _, token in self._parts)):
+            if isinstance(token, _Resent):
+                token.of.next = min(token.of.next, token.seq)
+                if token.of not in self._resends:
+                    self._resends.append(token.of)
+        self._parts.clear()
+
+    def pump(self, now: float, *, ending: bool) -> None:
+        """Sends what may be sent. At the end nothing is begun that lies safely on disk."""
+        while self.uplink.has_room:
+            if self._parts:
+                topic, body, token = self._parts.popleft()
+                self.uplink.publish(topic, body, retain=False, token=token)
+            elif self.publisher.queue:
+                self._send_out(self.publisher.queue.popleft())
+            elif (waiting := self.store.next_memory()) is not None:
+                waiting.sent = True
+                self._send_batch(waiting.batch, live=waiting.live, token=waiting)
+            elif ending or not self._pump_disk(now):
+                return
+
+    def _pump_disk(self, now: float) -> bool:
+        """One batch from disk: half of the window at most, so that live ones find room."""
+        if self.uplink.unacked >= max(1, WINDOW // 2):
+            return False
+        batch = self._next_resend(now)
+        if batch is not None:
+            of = self._resends[0]
+            self._send_batch(batch, live=False, token=_Resent(of, batch.seq))
+            of.next = batch.seq + 1
+            return True
+        batch = self.store.next_disk(now)
+        if batch is None:
+            return False
+        self._send_batch(batch, live=False, token=(batch.device, batch.seq))
+        return True
+
+    # -- one message --------------------------------------------------------------------------------------------
+
+    def _send_out(self, out: Out) -> None:
+        if len(out.body) > self.publisher.room(out.topic):
+            self.oversize(out.topic)
+            if out.answer_to is None:
+                return
+            out.body = self.publisher.too_large(out.answer_to)
+        self.uplink.publish(out.topic, out.body, retain=out.retain, token=out, correlation=out.correlation)
+
+    def _send_batch(self, batch: Batch, *, live: bool, token: Any) -> None:
+        body = self.retimed(batch)
+        topic = self.topics.of("data" if live else "backfill", batch.device)
+        room = self.publisher.room(topic)
+        parts = [body]
+        if len(body) > room:
+            try:
+                parts = payload.split(json.loads(body), room)
+            except ValueError as error:
+                self._set_aside(batch, str(error))
+                return
+        when = self.config.compress
+        compress = when == "all" or (when == "backfill" and not live)
+        for number, part in enumerate(parts, 1):
+            self._parts.append(
+                (
+                    self.topics.of("data" if live else "backfill", batch.device, number),
+                    payload.compressed(part) if compress else part,
+                    token if number == len(parts) else None,
+                )
+            )
+
+    def _set_aside(self, batch: Batch, reason: str) -> None:
+        """A batch that can never be sent: named by a gap, so that it blocks nothing behind it."""
+        self.store.refused((batch.device, batch.seq), "unsendable")
+        text = f"batch {batch.seq} of {batch.device} will not be sent: {reason}"
+        self.on_event(Event(batch.device, "batch_refused", "warning", "raised", text, self.mono()))
+        self.publisher.queue_gaps(self.mono())
+
+    # -- resend -------------------------------------------------------------------------------------------------
+
+    def resend(self, device: str, first: int, last: int) -> tuple[int, int] | None:
+        """Sends again what is kept of first..last; returns the lowest and highest number of it, None: nothing is."""
+        span = self.store.outbox.span(device, first, last)
+        if span is None or len(self._resends) >= RANGES_KEPT:
+            return None
+        self._resends.append(_Range(device, *span))
+        return span
+
+    def _next_resend(self, now: float) -> Batch | None:
+        while self._resends:
+            of = self._resends[0]
+            if not self._page:
+                found = (
+                    self.store.outbox.find(of.device, of.next, of.last, PAGE) if of.next <= of.last else []
+                )
+                self._page.extend(batch for _, batch in found)
+            if self._page:
+                return self._page.popleft() if self.store.may_send(self._page[0].readings, now) else None
+            self._resends.popleft()
+        return None
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    def acked(self, acked: Acked) -> None:
+        """The broker has a message, or does not want it: then it waits (an ACL can be put right) or is set aside."""
+        token = acked.token
+        if isinstance(token, Out):
+            if acked.refused is None:
+                self.publisher.acked(token)
+            else:
+                self.refused(token.topic, acked.refused)
+            return
+        if isinstance(token, _Resent):
+            if acked.refused is not None:
+                self.refused(self.topics.of("backfill", token.of.device), acked.refused)
+            return
+        if not isinstance(token, Waiting | tuple):
+            return
+        live = isinstance(token, Waiting) and token.live
+        key = (token.batch.device, token.batch.seq) if isinstance(token, Waiting) else token
+        if acked.refused is None:
+            self.store.acked(key)
+            return
+        self.refused(self.topics.of("data" if live else "backfill", key[0]), acked.refused)
+        if acked.never:
+            self.store.refused(key, "refused")
+            self.publisher.queue_gaps(self.mono())
+        else:
+            self.store.hold(key, self.mono() + HELD_FOR)
+
+    def refused(self, topic: str, reason: str) -> None:
+        """Told once per topic and connection."""
+        if topic in self._told:
+            return
+        self._told.add(topic)
+        text = f"the broker refuses {topic}: {reason}"
+        if "uthorized" in reason:
+            text += "; does its ACL allow it?"
+        self.on_event(Event(None, "publish_refused", "warning", "raised", text, self.mono()))
+
+    def oversize(self, topic: str) -> None:
+        self.refused(topic, f"larger than a packet may be ({self.uplink.max_packet} bytes)")
