@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         shown = [dataclasses.asdict(problem) for problem in problems]
         body = {"v": 1, "ok": ok, "problems": shown} | ({"plan": plan} if args.plan else {})
-        print(json.dumps(body, ensure_ascii=False))
+        print(json.dumps(body))
     else:
         for problem in problems:
             print(problem, file=sys.stderr)

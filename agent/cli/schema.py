@@ -22,9 +22,9 @@ def main(args: argparse.Namespace) -> int:
     if args.mqtt:
         from agent.cloud.schema import mqtt_schemas
 
-        print(json.dumps(mqtt_schemas(), indent=2, ensure_ascii=False))
+        print(json.dumps(mqtt_schemas(), indent=2))
         return 0
     from agent.config.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(json_schema(), indent=2))
     return 0

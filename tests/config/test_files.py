@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.config.fields import ROOT
 from agent.config.load import MOST_BYTES, load, parse
+from agent.modbus.plan import describe
 
 
 def told(path: Path) -> list[str]:
@@ -162,6 +163,46 @@ def test_random_yaml_gives_problems_only(text: str) -> None:
     assert (loaded.config is None) == bool(errors)
     for problem in loaded.problems:
         assert "\n" not in str(problem)
+
+
+@st.composite
+def one_device(draw: st.DrawFn) -> str:
+    """A device that may well be right: few kinds of value, close together."""
+    tags = []
+    for k in range(draw(st.integers(1, 8))):
+        table = draw(st.sampled_from(["holding", "holding", "input", "coil", "discrete"]))
+        given = f"{table}: {draw(st.integers(0, 60))}"
+        if table in ("holding", "input"):
+            given += (
+                f", type: {draw(st.sampled_from(['uint16', 'int16', 'float32', 'uint64', 'bcd32', 'bool']))}"
+            )
+        given += draw(
+            st.sampled_from(["", "", ", alone: true", ", every: 5s", ", scale_from: sf", ", write: true"])
+        )
+        tags.append(f"t{k}: {{{given}}}")
+    registers, bits, gap = (
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 20)),
+        draw(st.sampled_from(["auto", "0", "7"])),
+    )
+    limits = f"{{registers: {registers}, bits: {bits}, gap: {gap}}}"
+    avoid = draw(st.sampled_from(["[]", "[holding 20-30]", "[holding 61-70, coil 5]"]))
+    return (
+        f"devices: {{d: {{url: tcp://h, limits: {limits}, avoid: {avoid}, "
+        f"tags: {{sf: {{holding: 90, type: int16}}, {', '.join(tags)}}}}}}}"
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(one_device())
+def test_what_passes_can_be_planned(text: str) -> None:
+    """The planner raises for what cannot be read within the limits, so this must be told before."""
+    loaded = parse(text, "f")
+    if loaded.config is None:
+        assert loaded.problems
+        return
+    requests = describe(loaded.config)["d"]["requests"]
+    assert sum(request["wanted"] for request in requests) > 0
 
 
 SCALAR = st.one_of(
