@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.config.types import Config
-from agent.modbus.codec import Decoder
+from agent.modbus.codec import Decoder, power_of
 from agent.modbus.line import Reply, ScanDone
 from agent.modbus.plan import Request
 from agent.predict.health import Health
@@ -112,7 +112,9 @@ class Pipeline:
         self.values_bad += bad
         for position, row, counter in bound.counters:
             if decoded.quality[position] == Quality.GOOD:
-                self._count(bound, position, row, counter, int(decoded.raw[position]), reply.t)
+                self._count(
+                    bound, position, row, counter, decoded.raw_integer(position, counter.tag), reply.t
+                )
         quality = decoded.quality.tobytes() if bad else None
         self._sink(Row(bound.device, bound.tags, reply.t, decoded.plain, quality))
 
@@ -141,23 +143,19 @@ class Pipeline:
             for position, tag in enumerate(request.tags)
             if (device.name, tag) in self._counters
         )
-        powers = tuple(
-            (tag, (device.name, source))
-            for tag in request.tags
-            if (source := device.tags[tag].scale_from) is not None and source not in request.tags
-        )
+        decoder = Decoder(request, device)
+        powers = tuple((tag, (device.name, device.tags[tag].scale_from or "")) for tag in decoder.elsewhere)
         return Bound(
             device=device.name,
             tags=request.tags,
             rows=np.array([row[(device.name, tag)] for tag in request.tags], dtype=np.int64),
-            decoder=Decoder(request, device),
+            decoder=decoder,
             counters=counters,
             powers=powers,
         )
 
     def _power(self, key: Key) -> int | None:
-        plain = self._twin.sample(key).plain
-        return plain if isinstance(plain, int) else None
+        return power_of(self._twin.sample(key).plain)
 
     def _count(self, bound: Bound, position: int, row: int, counter: Counter, raw: int, t: float) -> None:
         before = counter.last

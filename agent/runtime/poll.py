@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.config.types import Config, Device
-from agent.modbus.codec import Decoder
+from agent.modbus.codec import Decoder, power_of
 from agent.modbus.line import Line, Reply
 from agent.modbus.plan import Request, plan_device, request_for
 from agent.twin.quality import LAST_WITH_VALUE, WORDS, Quality
@@ -121,20 +121,23 @@ async def _poll_device(device: Device, line: Line, names: Sequence[str], deadlin
 
 def decode_replies(device: Device, poll: DevicePoll) -> None:
     """Fills `poll.tags` from `poll.replies`; powers of ten that stand in another reply are looked up there."""
-    powers: dict[str, int | None] = {}
-    for last in (False, True):
+    found: dict[str, Plain] = {}
+    for _ in range(2):  # the second pass knows the powers of the first
         for request, reply in poll.replies:
             if reply.payload is None:
                 for name in request.tags:
                     poll.tags.setdefault(name, TagPoll((), None, reply.quality, reply.t))
                 continue
-            decoded = Decoder(request, device).decode(reply.payload, powers)
+            decoder = Decoder(request, device)
+            powers = {
+                name: power_of(found.get(device.tags[name].scale_from or "")) for name in decoder.elsewhere
+            }
+            decoded = decoder.decode(reply.payload, powers)
             for position, name in enumerate(request.tags):
-                plain = decoded.plain[position]
-                if not last and isinstance(plain, int):
-                    powers[name] = plain
+                found[name] = decoded.plain[position]
                 raw = raw_words(request, device, name, reply.payload)
-                poll.tags[name] = TagPoll(raw, plain, Quality(int(decoded.quality[position])), reply.t)
+                quality = Quality(int(decoded.quality[position]))
+                poll.tags[name] = TagPoll(raw, decoded.plain[position], quality, reply.t)
 
 
 def raw_words(request: Request, device: Device, name: str, payload: bytes) -> tuple[int, ...]:
