@@ -9,11 +9,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from agent.config.types import PageConfig
+from agent.config.types import LoopConfig, PageConfig
 from agent.page.http import Page
 from agent.page.view import Sources
 from agent.runtime.clock import Clock
@@ -23,6 +24,7 @@ from agent.twin.records import Ask, Event, Outcome, Snapshot
 log = logging.getLogger("edgetwin.page")
 
 START_PATIENCE, STOP_PATIENCE = 5.0, 3.0
+BACKLOG = 32
 
 
 class Front:
@@ -41,17 +43,20 @@ class Front:
         ask: Callable[[Ask], concurrent.futures.Future[Outcome]],
         anchor_ms: Callable[[float], int],
         clock: Clock,
+        loops: Mapping[str, LoopConfig] | None = None,
     ) -> None:
         self._page = page
         self._token = token
         self._serve_socket = serve_socket
-        self._sources = Sources(snapshot, status, events, history, anchor_ms, clock, ask)
+        self._sources = Sources(snapshot, status, events, history, anchor_ms, clock, ask, loops or {})
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Event | None = None
         self._started = threading.Event()
         self.port: int | None = None
         """Of the page; None while it is not served."""
+        self.socket_error: Exception | None = None
+        """Why the control socket is not served: another agent answers on it, or the file cannot be made."""
 
     def start(self) -> None:
         """Returns when the page and the socket listen, or it is known why they cannot."""
@@ -68,14 +73,14 @@ class Front:
     async def _run(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
         servers: list[asyncio.Server] = []
-        for open_one in (self._serve_socket, self._open_page):
-            try:
-                server = await open_one()
-            except Exception as error:  # the plant goes on without a page
-                log.error("%s", error)
-                continue
-            if server is not None:
-                servers.append(server)
+        try:
+            servers.append(await self._serve_socket())
+        except Exception as error:  # whether to go on without it is the caller's to say
+            self.socket_error = error
+            log.error("no control socket: %s", error)
+        page = await self._open_page()
+        if page is not None:
+            servers.append(page)
         self._started.set()
         await self._done.wait()
         for server in servers:
@@ -89,11 +94,18 @@ class Front:
         if self._page is None:
             return None
         page = Page(self._page, self._sources, self._token)
+        host, port = self._page.host, self._page.port
         try:
-            server = await asyncio.start_server(page.talk, self._page.host, self._page.port, limit=page.limit)
-        except OSError as error:
-            where = f"{self._page.host}:{self._page.port}"
-            raise OSError(f"the page cannot listen on {where}: {error.strerror or error}") from None
+            server = await asyncio.start_server(page.talk, host, port, limit=page.limit, backlog=BACKLOG)
+        except OSError as error:  # the plant goes on without a page
+            why = (
+                os.strerror(error.errno).lower()
+                if error.errno and error.errno > 0
+                else error.strerror or error
+            )
+            log.error("no status page: cannot listen on %s port %d: %s", host, port, why)
+            return None
         self.port = server.sockets[0].getsockname()[1]
         page.port = self.port
+        log.info("status page on http://%s:%d", f"[{host}]" if ":" in host else host, self.port)
         return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -172,8 +173,14 @@ def _metric(name: str, kind: str, help_: str, samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     lines = [f"# HELP edgetwin_{name} {help_}", f"# TYPE edgetwin_{name} {kind}"]
-    lines += [f"edgetwin_{name}{_labels(labels)} {value!r}" for labels, value in samples]
+    lines += [f"edgetwin_{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    if math.isfinite(value):
+        return repr(value)
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
 def _labels(labels: Mapping[str, str]) -> str:

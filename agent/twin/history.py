@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 BUCKET = 10.0
 BUCKETS = 360
 MOST_TAGS = 2000
-"""Rows kept; a tag beyond them has no history."""
+"""Tags kept from the start; of those beyond them only what somebody looked at."""
+ON_DEMAND = 64
 
 Point = tuple[float, float, float, float]
 """(monotonic time of the bucket's start, min, max, last)."""
@@ -19,47 +20,72 @@ Point = tuple[float, float, float, float]
 class History:
     """One ring for all tags. `add` is called by the main loop, `read` by the page's thread; a lock keeps them apart.
 
-    The lock is held for some microseconds by either, so neither is held up.
+    The lock is held for some microseconds by either, so neither is held up. Columns have shape (360, places); all of
+    their memory is taken at once, so that a process that has run for an hour is no larger than a fresh one.
     """
 
     def __init__(self, tags: int) -> None:
-        self._rows = min(tags, MOST_TAGS)
+        self._kept = min(tags, MOST_TAGS)
+        places = self._kept + min(tags - self._kept, ON_DEMAND)
+        self._place = np.full(tags, -1, dtype=np.int64)
+        self._place[: self._kept] = np.arange(self._kept)
+        self._asked: dict[int, None] = {}  # rows beyond the kept ones, the longest unasked first
+        self._free = list(range(self._kept, places))
         self._number = np.full(BUCKETS, -1, dtype=np.int64)
-        self._low = np.full((BUCKETS, self._rows), np.nan)
-        self._high = np.full((BUCKETS, self._rows), np.nan)
-        self._last = np.full((BUCKETS, self._rows), np.nan)
+        self._low = np.full((BUCKETS, places), np.nan)
+        self._high = np.full((BUCKETS, places), np.nan)
+        self._last = np.full((BUCKETS, places), np.nan)
         self._lock = threading.Lock()
 
     def add(self, rows: NDArray[np.int64], values: NDArray[np.float64], t: float) -> None:
-        """Takes the values (NaN: none) of some rows at time t."""
-        if self._rows == 0:
-            return
-        if rows.size and rows[-1] >= self._rows:
-            kept = rows < self._rows
-            rows, values = rows[kept], values[kept]
+        """Takes the values (NaN: none) of some rows at time t. Shapes: rows (n,), values (n,)."""
         number = int(t // BUCKET)
-        place = number % BUCKETS
+        at = number % BUCKETS
         with self._lock:
-            if self._number[place] != number:
-                self._number[place] = number
-                self._low[place] = self._high[place] = self._last[place] = np.nan
-            self._low[place, rows] = np.fmin(self._low[place, rows], values)
-            self._high[place, rows] = np.fmax(self._high[place, rows], values)
-            self._last[place, rows] = values
+            places = self._place[rows]
+            if self._place.size > self._kept:
+                known = places >= 0
+                places, values = places[known], values[known]
+            if self._number[at] != number:
+                self._number[at] = number
+                self._low[at] = self._high[at] = self._last[at] = np.nan
+            low, high, last = self._low[at], self._high[at], self._last[at]
+            low[places] = np.fmin(low[places], values)
+            high[places] = np.fmax(high[places], values)
+            last[places] = np.where(np.isnan(values), last[places], values)
 
     def read(self, row: int) -> list[Point]:
-        """The buckets of one row, oldest first; those without a value are left out."""
-        if not 0 <= row < self._rows:
+        """The buckets of one row, oldest first; those without a value are left out.
+
+        A row beyond the kept ones is recorded from the first time that it is asked for; of those, the 64 asked last.
+        """
+        if not 0 <= row < self._place.size:
             return []
         with self._lock:
+            place = self._place_of(row)
             numbers = self._number.copy()
-            columns = [column[:, row].copy() for column in (self._low, self._high, self._last)]
+            low, high, last = (column[:, place].copy() for column in (self._low, self._high, self._last))
         newest = int(numbers.max())
-        points = []
-        for place in np.argsort(numbers).tolist():
-            number = int(numbers[place])
-            if number < 0 or number <= newest - BUCKETS or np.isnan(columns[0][place]):
-                continue
-            low, high, last = (float(column[place]) for column in columns)
-            points.append((number * BUCKET, low, high, high if np.isnan(last) else last))
-        return points
+        filled = (numbers >= 0) & (numbers > newest - BUCKETS) & ~np.isnan(low)
+        at = np.flatnonzero(filled)
+        at = at[np.argsort(numbers[at])]
+        columns = (numbers[at] * BUCKET, low[at], high[at], last[at])
+        return list(zip(*(column.tolist() for column in columns)))
+
+    def _place_of(self, row: int) -> int:
+        place = int(self._place[row])
+        if row < self._kept:
+            return place
+        self._asked.pop(row, None)
+        self._asked[row] = None
+        if place < 0:
+            place = self._free.pop() if self._free else self._take_from(next(iter(self._asked)))
+            self._low[:, place] = self._high[:, place] = self._last[:, place] = np.nan
+            self._place[row] = place
+        return place
+
+    def _take_from(self, row: int) -> int:
+        del self._asked[row]
+        place = int(self._place[row])
+        self._place[row] = -1
+        return place
