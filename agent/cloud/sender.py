@@ -19,6 +19,9 @@ from agent.twin.records import Event
 
 HELD_FOR = 60.0
 """Seconds until a device's batches are tried again after the broker refused one (an ACL, a quota)."""
+REST = 2.0
+"""Seconds after a reconnect in which batches wait: a broker that was away has lost its subscribers too, and without a
+persistent session what is sent before they are back would never reach them."""
 RANGES_KEPT = 100
 """Resends that may wait; more are refused."""
 
@@ -57,10 +60,15 @@ class Sender:
     _page: deque[Batch] = field(default_factory=deque)
     _parts: deque[tuple[str, bytes, Any]] = field(default_factory=deque)
     _told: set[str] = field(default_factory=set)
+    _connections: int = 0
+    _rest_until: float = 0.0
 
     def connected(self) -> None:
         """A new connection: refusals are told anew."""
         self._told.clear()
+        self._connections += 1
+        if self._connections > 1:
+            self._rest_until = self.mono() + REST
 
     def lost(self, tokens: list[Any], now: float) -> None:
         """The link is gone; `tokens` were under way."""
@@ -82,6 +90,8 @@ class Sender:
                 self.uplink.publish(topic, body, retain=False, token=token)
             elif self.publisher.queue:
                 self._send_out(self.publisher.queue.popleft())
+            elif now < self._rest_until and not ending:
+                return
             elif (waiting := self.store.next_memory()) is not None:
                 waiting.sent = True
                 self._send_batch(waiting.batch, live=waiting.live, token=waiting)

@@ -22,7 +22,7 @@ from agent.config.paths import socket_path
 from agent.config.secrets import reveal
 from agent.config.types import Config
 from agent.modbus.line import Line, ScanDone
-from agent.modbus.plan import Request, plan_device
+from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request, plan_device
 from agent.page.front import Front
 from agent.predict.health import Health
 from agent.predict.predictor import for_config
@@ -72,6 +72,7 @@ class Service:
         self.twin = Twin(self.layout)
         self.history = History(len(self.layout.keys))
         self.counters = state.make_counters(config, state.load_json(self.state_dir, state.COUNTERS))
+        self.learnt = state.load_learnt(config, state.load_json(self.state_dir, state.LEARNT))
         self._build_predictor()
         self.lines = self._build_lines()
         self.line_of = {device: line for line in self.lines for device in line.devices}
@@ -142,7 +143,10 @@ class Service:
         lines = []
         for names in by_url.values():
             devices = [self.config.devices[name] for name in names]
-            plans: dict[str, tuple[Request, ...]] = {device.name: plan_device(device) for device in devices}
+            plans: dict[str, tuple[Request, ...]] = {
+                device.name: plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT))
+                for device in devices
+            }
             lines.append(
                 Line(
                     devices[0].url,
@@ -153,6 +157,8 @@ class Service:
                     on_scan=self._on_scan,
                     on_event=self.on_event,
                     rng=random.Random(),
+                    learnt=self.learnt,
+                    on_learnt=self._on_learnt,
                 )
             )
         return lines
@@ -162,6 +168,18 @@ class Service:
     def _on_scan(self, done: ScanDone) -> None:
         self._last_scan = done.finished
         self.pipeline.on_scan(done)
+
+    def _on_learnt(self, device: str, learnt: Learnt) -> None:
+        """Kept at once, by a thread: it happens seldom, and took the device's time to find out."""
+        self.learnt[device] = learnt
+        content = state.dump_learnt(self.config, self.learnt)
+        asyncio.get_running_loop().run_in_executor(None, self._guarded_save, state.LEARNT, content)
+
+    def _guarded_save(self, name: str, content: dict[str, Any]) -> None:
+        try:
+            state.save_json(self.state_dir, name, content)
+        except OSError as error:
+            log.error("%s cannot be written to %s: %s", name, self.state_dir, error.strerror or error)
 
     def on_event(self, event: Event) -> None:
         """Takes an event of the main loop: kept for the page, told to the cloud, logged."""
@@ -380,7 +398,7 @@ class Service:
         try:
             if models is not None:
                 write_atomic(self.state_dir / state.MODELS, models)
-            state.save_json(self.state_dir, state.LOOPS, loops)
-            state.save_json(self.state_dir, state.COUNTERS, counters)
         except OSError as error:
-            log.error("the state cannot be written to %s: %s", self.state_dir, error.strerror or error)
+            log.error("the models cannot be written to %s: %s", self.state_dir, error.strerror or error)
+        self._guarded_save(state.LOOPS, loops)
+        self._guarded_save(state.COUNTERS, counters)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.config.types import Config
+from agent.config.types import Config, Device
+from agent.modbus.plan import Learnt
 from agent.statefile import read_or_set_aside, write_atomic
 from agent.twin.counter import Counter
 from agent.twin.records import Key
 
 log = logging.getLogger("edgetwin")
 
-MODELS, LOOPS, COUNTERS = "models.state", "loops.json", "counters.json"
+MODELS, LOOPS, COUNTERS, LEARNT = "models.state", "loops.json", "counters.json", "learnt.json"
 
 
 def make_counters(config: Config, saved: Mapping[str, Any]) -> dict[Key, Counter]:
@@ -59,3 +61,44 @@ def load_json(folder: Path, name: str) -> dict[str, Any]:
 def save_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON object durably."""
     write_atomic(folder / name, json.dumps(content, separators=(",", ":")).encode())
+
+
+def device_digest(device: Device) -> str:
+    """Changes with whatever gives what was learnt of a device its meaning."""
+    shape = (
+        device.url.text,
+        device.unit,
+        sorted((tag.name, tag.table, tag.address, tag.count) for tag in device.tags.values()),
+    )
+    return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+
+
+def load_learnt(config: Config, saved: Mapping[str, Any]) -> dict[str, Learnt]:
+    """What earlier runs found out about devices that are still the same; what cannot be read is learnt anew."""
+    learnt = {}
+    for name, device in config.devices.items():
+        one = saved.get(name)
+        if not isinstance(one, dict) or one.get("device") != device_digest(device):
+            continue
+        try:
+            learnt[name] = Learnt(
+                illegal=tuple((table, (int(first), int(after))) for table, (first, after) in one["illegal"]),
+                refused=frozenset(one["refused"]) & device.tags.keys(),
+                longest=int(one["longest"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            log.warning("what was learnt of %s cannot be read; it is learnt anew", name)
+    return learnt
+
+
+def dump_learnt(config: Config, learnt: Mapping[str, Learnt]) -> dict[str, Any]:
+    """What `load_learnt` takes."""
+    return {
+        name: {
+            "device": device_digest(config.devices[name]),
+            "illegal": [[table, list(span)] for table, span in one.illegal],
+            "refused": sorted(one.refused),
+            "longest": one.longest,
+        }
+        for name, one in learnt.items()
+    }
