@@ -66,10 +66,14 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The link is gone, or a try to open it failed; `reason` in words."""
+    """The link is gone, or a try to open it failed; `reason` in words.
+
+    `taken_over`: the broker said that another client came with our name. `cut`: it ended without a word.
+    """
 
     reason: str
     taken_over: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +410,9 @@ class Uplink:
             reason = f"{reason} before it was accepted{early_hint(self._config)}"
         else:
             self._learn_limit(code)
-        self._lost(reason, taken_over=code == SESSION_TAKEN_OVER)
+        self._lost(
+            reason, taken_over=code == SESSION_TAKEN_OVER, cut=not early and code != SESSION_TAKEN_OVER
+        )
         if early:
             self._try_other_protocol()
 
@@ -428,7 +434,7 @@ class Uplink:
             self._learnt_limit = max(LEAST_PACKET, min(largest, self._cut_at or largest) // 2)
         self._cut_at = largest
 
-    def _lost(self, reason: str, *, taken_over: bool = False) -> None:
+    def _lost(self, reason: str, *, taken_over: bool = False, cut: bool = False) -> None:
         now = self._clock.mono()
         self._generation += 1  # notes of the old client are not ours any more
         client, self._client = self._client, None
@@ -447,7 +453,7 @@ class Uplink:
         longest = SOON_DELAY if now - self._trouble_since < SOON else LATE_DELAY
         delay = min(longest, FIRST_DELAY * 2 ** min(self._tries, 12))
         self._next_try = now + delay * self._rng.uniform(0.5, 1.0)
-        self._post(Disconnected(reason, taken_over))
+        self._post(Disconnected(reason, taken_over, cut))
 
 
 def _abandon(client: paho.Client) -> None:

@@ -42,9 +42,17 @@ AT_ONCE = 2000
 """Records taken in one turn before anything is sent."""
 ALIVE_WITHIN = 60.0
 STATUS_EVERY = 0.5
+SAID_EVERY = 3600.0
+"""Seconds until the same reason of a lost link is logged again."""
 STUMBLE_EVERY = 60.0
 """Seconds between two tracebacks of one kind."""
-TAKEN_OVER_WINDOW = 60.0
+NAME_WINDOW = 60.0
+TAKEN_OVER_TIMES, CUT_TIMES = 2, 5
+"""How often within NAME_WINDOW an accepted link must end until another gateway of our name is suspected.
+
+Not every broker says that a session was taken over; then only that it happens again and again tells.
+"""
+NAME_TOLD_EVERY = 600.0
 LATEST_FACT = "latest_ms"
 KEEP_LATEST_EVERY = 3600.0
 
@@ -93,8 +101,10 @@ class Cloud:
         self._synced = self._is_synced()
         self._store = Store(self._outbox, config.mqtt.outbox)
         self._batcher = Batcher()
-        self._taken_over: deque[float] = deque(maxlen=2)
-        self._said: str | None = None
+        self._taken_over: deque[float] = deque(maxlen=TAKEN_OVER_TIMES)
+        self._cuts: deque[float] = deque(maxlen=CUT_TIMES)
+        self._name_told: float | None = None
+        self._said: tuple[str, float] | None = None
         self._offline_sent = False
         self._dropped_told = 0
         self._second = 0.0
@@ -312,7 +322,6 @@ class Cloud:
         match item:
             case Connected():
                 log.info("connected to the broker by MQTT %s", self._uplink.protocol)
-                self._said = None
                 self._sender.connected()
                 self._publisher.max_packet = self._uplink.max_packet
                 self._birth()
@@ -335,15 +344,27 @@ class Cloud:
 
     def _on_lost(self, lost: Disconnected) -> None:
         now = self._clock.mono()
-        if lost.reason != self._said:
+        if self._said is None or self._said[0] != lost.reason or now - self._said[1] > SAID_EVERY:
+            self._said = (lost.reason, now)
             log.warning("no broker: %s", lost.reason)
-            self._said = lost.reason
         self._sender.lost(self._uplink.returned(), now)
         if lost.taken_over:
             self._taken_over.append(now)
-            if len(self._taken_over) == 2 and now - self._taken_over[0] < TAKEN_OVER_WINDOW:
-                text = f"another client connects as {self._config.gateway}: two gateways with one name?"
-                self._own_event(Event(None, "name_taken", "alarm", "raised", text, now))
+        elif lost.cut:
+            self._cuts.append(now)
+        if _often(self._taken_over, now) or _often(self._cuts, now):
+            self._tell_name(now, sure=lost.taken_over)
+
+    def _tell_name(self, now: float, *, sure: bool) -> None:
+        if self._name_told is not None and now - self._name_told < NAME_TOLD_EVERY:
+            return
+        self._name_told = now
+        name = self._config.mqtt.client_id or self._config.gateway
+        if sure:
+            text = f"another client connects as {name}: are there two gateways with one name?"
+        else:
+            text = f"the broker ends every connection soon: is there another gateway that connects as {name}?"
+        self._own_event(Event(None, "name_taken", "alarm", "raised", text, now))
 
     def _own_event(self, event: Event) -> None:
         """An event of this thread: published, and shown on the page."""
@@ -423,3 +444,7 @@ class Cloud:
                 "error": self._uplink.error,
             },
         }
+
+
+def _often(times: deque[float], now: float) -> bool:
+    return len(times) == times.maxlen and now - times[0] < NAME_WINDOW

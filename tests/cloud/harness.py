@@ -90,7 +90,7 @@ def snapshot(
         quality=np.full(count, Quality.GOOD, dtype=np.uint8),
         stamps=np.full(count, t),
         total={},
-        states={device: "ok" for device in layout.devices},
+        states=dict.fromkeys(layout.devices, "ok"),
         health={device: HealthView(0.9, {"temperature": 0.9}, ()) for device in layout.devices},
         loops={"oven": LoopView(mode, 180.0, value, 40.0, False, None)},
         loops_of={layout.devices[0]: ("oven",)},

@@ -1,0 +1,5 @@
+"""Fixtures of the cloud side's tests."""
+
+from tests.brokers import mosquitto
+
+__all__ = ["mosquitto"]
