@@ -50,6 +50,7 @@ function bytes(count) {
 }
 
 const grouped = (number) => Number(number).toLocaleString("en").replaceAll(",", " ");
+const ms = (value) => `${value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)} ms`;
 const number = (value) => value === null || value === undefined ? "–" : formatNumber(value);
 
 function listen() {
@@ -120,7 +121,7 @@ function showLines(status, states) {
     meter.firstElementChild.style.width = `${Math.round(100 * line.utilisation)}%`;
     meter.className = `meter ${line.utilisation > 0.95 ? "bad" : line.utilisation > 0.8 ? "warn" : ""}`;
     const errors = Object.entries(line.errors).filter(([, count]) => count).map(([kind, count]) => `${grouped(count)} ${kind}`).join(", ");
-    const trip = line.rtt_ms.p50 === null ? "no round trip yet" : `round trip ${number(line.rtt_ms.p50)} ms, p99 ${number(line.rtt_ms.p99)} ms`;
+    const trip = line.rtt_ms.p50 === null ? "no round trip yet" : `round trip ${ms(line.rtt_ms.p50)}, p99 ${ms(line.rtt_ms.p99)}`;
     put(facts, `${Math.round(100 * line.utilisation)} % busy · ${trip} · ${grouped(line.requests)} requests · ${errors || "no errors"}`);
     fill(devices, Object.entries(line.devices), () => {
       const one = make("div", "device"), row = make("div", "row");
@@ -261,7 +262,9 @@ function buildLoop() {
   set.addEventListener("click", () => {
     if (input.value !== "") ask(div.dataset.name, { setpoint: Number(input.value) }, `${div.dataset.name}: setpoint ${input.value}`);
   });
-  tools.append(input, set);
+  const own = make("span");
+  own.append(input, set);
+  tools.append(own);
   div.append(head, figures, buildScale(""), trends, buildScale("output"), make("p", "small"), tools);
   return div;
 }
@@ -297,13 +300,13 @@ function showEvents(events) {
   fill($("events"), events, () => { const li = make("li"); li.append(make("time"), make("span", "text")); return li; }, (li, event) => {
     put(li.children[0], event.t === null ? "" : when(event.t));
     const kind = event.state === "cleared" ? "cleared" : event.severity === "alarm" ? "bad" : event.severity === "warning" ? "warn" : "";
-    put(li.children[1], `${event.state === "cleared" && event.t !== null ? "over: " : ""}${event.text}`, `text ${kind}`);
+    put(li.children[1], `${event.state === "cleared" && event.t !== null ? "cleared: " : ""}${event.text}`, `text ${kind}`);
   });
 }
 
 function when(ms) {
   const date = new Date(ms), today = new Date().toDateString() === date.toDateString();
-  return today ? clockText(ms, true) : date.toLocaleDateString([], { day: "2-digit", month: "2-digit" }) + " " + clockText(ms);
+  return today ? clockText(ms, true) : date.toLocaleDateString([], { day: "numeric", month: "short" }) + " " + clockText(ms);
 }
 
 function turn(by) {
