@@ -13,13 +13,16 @@ from typing import Any
 
 @dataclass
 class Ledger:
-    """One (gateway, device, stream). Numbers are kept as disjoint ranges, so years of them take a few bytes."""
+    """One (gateway, device, stream). Numbers are kept as disjoint ranges, so years of them take a few bytes.
+
+    `parts`: of batches that were split and are not whole yet, readings by part under (seq, number of parts).
+    """
 
     first: int | None = None
     last_live: int = 0
     have: list[list[int]] = field(default_factory=list)
     excused: list[list[int]] = field(default_factory=list)
-    parts: dict[int, set[int]] = field(default_factory=dict)
+    parts: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     doubled: int = 0
     out_of_order: int = 0
     batches: int = 0
@@ -27,21 +30,23 @@ class Ledger:
 
     def take(self, body: Mapping[str, Any], live: bool) -> bool:
         """Books one body of data or backfill; False when it was there already."""
-        seq = int(body["seq"])
-        if "part" in body:
-            part, of = body["part"]
-            seen = self.parts.setdefault(seq, set())
-            if part in seen or inside(self.have, seq):
-                self.doubled += 1
-                return False
-            seen.add(part)
-            if len(seen) < of:
-                self._count(body)
-                return True
-            del self.parts[seq]
+        seq, readings = int(body["seq"]), count(body)
         if inside(self.have, seq):
             self.doubled += 1
             return False
+        if "part" in body:
+            # sent again over another connection, a batch may be cut in another way: only parts of one cut make it whole
+            part, of = body["part"]
+            seen = self.parts.setdefault((seq, of), {})
+            if part in seen:
+                self.doubled += 1
+                return False
+            seen[part] = readings
+            if len(seen) < of:
+                return True
+            readings = sum(seen.values())
+        if self.parts:
+            self.parts = {key: seen for key, seen in self.parts.items() if key[0] != seq}
         if live:
             self.out_of_order += seq < self.last_live
             self.last_live = max(self.last_live, seq)
@@ -49,11 +54,8 @@ class Ledger:
             self.first = seq
         add(self.have, seq, seq)
         self.batches += 1
-        self._count(body)
+        self.readings += readings
         return True
-
-    def _count(self, body: Mapping[str, Any]) -> None:
-        self.readings += sum(len(column) for group in body["groups"] for column in group["c"].values())
 
     def excuse(self, first: int, last: int) -> None:
         """Books a gap: what is not there of first..last will not come."""
@@ -108,6 +110,11 @@ class Books:
 
     def readings(self, gateway: str | None = None) -> int:
         return sum(ledger.readings for ledger in self.of(gateway))
+
+
+def count(body: Mapping[str, Any]) -> int:
+    """Readings of a body of data or backfill."""
+    return sum(len(column) for group in body["groups"] for column in group["c"].values())
 
 
 def inside(ranges: list[list[int]], number: int) -> bool:

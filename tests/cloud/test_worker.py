@@ -84,14 +84,18 @@ def test_every_batch_of_an_outage_comes_once(tmp_path: Path) -> None:
 
 
 def test_the_will_says_offline_with_the_boot_that_it_ends(tmp_path: Path) -> None:
-    with Mosquitto(tmp_path) as broker, TcpProxy(broker.port) as proxy:
-        with Agent(make_config(proxy.url), tmp_path, boot="12345678") as agent, Ear(broker.url) as ear:
-            agent.wait_online()
-            ear.wait(lambda: status_of(ear) == ("online", "12345678"), "online")
-            proxy.refuse()
-            ear.wait(lambda: status_of(ear) == ("offline", "12345678"), "the will")
-            proxy.accept()
-            ear.wait(lambda: status_of(ear) == ("online", "12345678"), "online again")
+    with (
+        Mosquitto(tmp_path) as broker,
+        TcpProxy(broker.port) as proxy,
+        Agent(make_config(proxy.url), tmp_path, boot="12345678") as agent,
+        Ear(broker.url) as ear,
+    ):
+        agent.wait_online()
+        ear.wait(lambda: status_of(ear) == ("online", "12345678"), "online")
+        proxy.refuse()
+        ear.wait(lambda: status_of(ear) == ("offline", "12345678"), "the will")
+        proxy.accept()
+        ear.wait(lambda: status_of(ear) == ("online", "12345678"), "online again")
 
 
 def test_the_end_delivers_everything_and_says_offline(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -170,20 +174,23 @@ def test_refused_batches_wait_until_the_acl_is_put_right(
         "topic read #\ntopic write edgetwin/v1/line4/state\ntopic write edgetwin/v1/line4/event/#\n"
     )
     acl.chmod(0o600)
-    with Mosquitto(tmp_path, config_lines=[f"acl_file {acl}"]) as broker, Ear(broker.url) as ear:
-        with Agent(make_config(broker.url), tmp_path) as agent:
-            agent.wait_online()
-            agent.read()
-            event = agent.wait_event("publish_refused")
-            assert "uthorized" in event.text and "ACL" in event.text
-            ear.wait_for("event/_gateway")
-            agent.run_for(1.0)
-            acl.write_text("topic readwrite #\n")
-            assert broker.process
-            broker.process.send_signal(signal.SIGHUP)
-            ear.wait(lambda: set(ear.counts()) == set(range(1, agent.counts["press1"] + 1)), "every reading")
-            assert len(ear.counts()) == agent.counts["press1"]
-            assert ear.of("gap") == []
+    with (
+        Mosquitto(tmp_path, config_lines=[f"acl_file {acl}"]) as broker,
+        Ear(broker.url) as ear,
+        Agent(make_config(broker.url), tmp_path) as agent,
+    ):
+        agent.wait_online()
+        agent.read()
+        event = agent.wait_event("publish_refused")
+        assert "uthorized" in event.text and "ACL" in event.text
+        ear.wait_for("event/_gateway")
+        agent.run_for(1.0)
+        acl.write_text("topic readwrite #\n")
+        assert broker.process
+        broker.process.send_signal(signal.SIGHUP)
+        ear.wait(lambda: set(ear.counts()) == set(range(1, agent.counts["press1"] + 1)), "every reading")
+        assert len(ear.counts()) == agent.counts["press1"]
+        assert ear.of("gap") == []
 
 
 def test_bodies_larger_than_the_broker_takes_are_split(tmp_path: Path) -> None:
@@ -255,21 +262,25 @@ def test_an_alarm_is_retained_while_it_is_raised(mosquitto: Mosquitto, tmp_path:
 
 
 def test_an_alarm_that_ends_during_an_outage_is_cleared(tmp_path: Path) -> None:
-    with Mosquitto(tmp_path) as broker, TcpProxy(broker.port) as proxy, Ear(broker.url) as ear:
-        with Agent(make_config(proxy.url), tmp_path) as agent:
-            agent.wait_online()
-            agent.cloud.put(alarm("raised", agent.clock.mono()))
-            ear.wait_for("alarm/press1/silent")
-            proxy.refuse()
-            agent.wait_offline()
-            agent.cloud.put(alarm("cleared", agent.clock.mono()))
-            time.sleep(1.0)  # some failed connections
-            proxy.accept()
-            ear.wait(lambda: cleared(ear, "alarm/press1/silent"), "the alarm to be cleared")
-            ear.wait(
-                lambda: [one.body["state"] for one in ear.of("event") if one.body][-1] == "cleared",
-                "its event",
-            )
+    with (
+        Mosquitto(tmp_path) as broker,
+        TcpProxy(broker.port) as proxy,
+        Ear(broker.url) as ear,
+        Agent(make_config(proxy.url), tmp_path) as agent,
+    ):
+        agent.wait_online()
+        agent.cloud.put(alarm("raised", agent.clock.mono()))
+        ear.wait_for("alarm/press1/silent")
+        proxy.refuse()
+        agent.wait_offline()
+        agent.cloud.put(alarm("cleared", agent.clock.mono()))
+        time.sleep(1.0)  # some failed connections
+        proxy.accept()
+        ear.wait(lambda: cleared(ear, "alarm/press1/silent"), "the alarm to be cleared")
+        ear.wait(
+            lambda: [one.body["state"] for one in ear.of("event") if one.body][-1] == "cleared",
+            "its event",
+        )
 
 
 def test_a_link_that_goes_silent_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,16 +395,19 @@ def test_what_the_outbox_drops_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_durable_batches_are_on_disk_before_they_are_sent(tmp_path: Path) -> None:
-    with Mosquitto(tmp_path) as broker, TcpProxy(broker.port) as proxy:
-        with Agent(make_config(proxy.url, outbox={"durable": True}), tmp_path) as agent:
-            agent.wait_online()
-            proxy.stall()
-            agent.read()
-            wait_until(lambda: agent.cloud.status()["uplink"]["unacked"] > 0, "the batch to be under way")
-            with sqlite3.connect(tmp_path / "outbox.db") as db:
-                assert db.execute("SELECT count(*) FROM batch").fetchone() == (1,)
-            proxy.flow()
-            wait_until(lambda: agent.cloud.status()["outbox"]["batches"] == 0, "its acknowledgement")
+    with (
+        Mosquitto(tmp_path) as broker,
+        TcpProxy(broker.port) as proxy,
+        Agent(make_config(proxy.url, outbox={"durable": True}), tmp_path) as agent,
+    ):
+        agent.wait_online()
+        proxy.stall()
+        agent.read()
+        wait_until(lambda: agent.cloud.status()["uplink"]["unacked"] > 0, "the batch to be under way")
+        with sqlite3.connect(tmp_path / "outbox.db") as db:
+            assert db.execute("SELECT count(*) FROM batch").fetchone() == (1,)
+        proxy.flow()
+        wait_until(lambda: agent.cloud.status()["outbox"]["batches"] == 0, "its acknowledgement")
 
 
 def status_of(ear: Ear) -> tuple[str, str]:
