@@ -9,11 +9,12 @@ import hashlib
 import hmac
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cloud.payload import decode
+from agent.cloud.payload import ZLIB_MARK, decode
 from agent.config.types import CommandsConfig, Config
 from agent.twin.records import Ask, Key, Plain
 
@@ -53,7 +54,7 @@ def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, An
     if len(payload) > LARGEST:
         raise Refused("too large")
     try:
-        body = decode(payload)
+        body = decode(_unpacked(payload))
     except (ValueError, RecursionError):
         raise Refused("no JSON object") from None
     if key is None:
@@ -71,6 +72,22 @@ def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, An
     if not isinstance(inner, dict):
         raise Refused("no JSON object")
     return inner
+
+
+def _unpacked(payload: bytes) -> bytes:
+    """The JSON of a body that may be zlib's; no more of it is unpacked than is looked at. Raises Refused, ValueError."""
+    if payload[:1] != bytes([ZLIB_MARK]):
+        return payload
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(payload, LARGEST)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if unpacker.unconsumed_tail:
+        raise Refused("too large")
+    if not unpacker.eof:
+        raise ValueError("cut off")
+    return text
 
 
 def judge(

@@ -1,0 +1,435 @@
+"""Commands: judged before anything is done, answered always, never done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from agent.cloud.commands import Refused, judge, open_envelope, to_ask
+from agent.cloud.worker import Cloud
+from agent.config.types import CommandsConfig, Secret
+from agent.runtime.clock import SystemClock
+from agent.twin.records import Ask, Outcome
+from tests.brokers import Mosquitto, TcpProxy, needs_mosquitto
+from tests.cloud.harness import BASE, Agent, Doors, Ear, as_json, make_config, wait_until, with_commands
+
+NOW = 1_800_000_000_000
+CONFIG = CommandsConfig(enabled=True, skew=30.0)
+KEY = b"a shared key"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    whole = {"id": "a-1", "ts": NOW, "exp": NOW + 60_000, "by": "mes"} | changes
+    return {key: value for key, value in whole.items() if value is not ...}
+
+
+def reason(
+    op: str = "write", *, retained: bool = False, synced: bool = True, enabled: bool = True, **changes: Any
+) -> str:
+    with pytest.raises(Refused) as refused:
+        config = CommandsConfig(enabled=enabled, skew=30.0)
+        judge(op, body(**changes), retained=retained, config=config, now_ms=NOW, synced=synced)
+    return refused.value.reason
+
+
+# -- the rules, without a broker ------------------------------------------------------------------------------------
+
+
+def test_a_good_command_is_taken() -> None:
+    command = judge("write", body(), retained=False, config=CONFIG, now_ms=NOW, synced=True)
+    assert (command.id, command.op, command.exp, command.by) == ("a-1", "write", NOW + 60_000, "mes")
+
+
+@pytest.mark.parametrize("id_", ["", "a b", "a/b", "a" * 65, "ä", "a\n", 7, None, ..., ["x"], "#", "+"])
+def test_an_id_that_could_be_a_topic_is_refused(id_: object) -> None:
+    assert reason(id=id_).startswith("id must be")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"exp": NOW - 1}, "expired"),
+        ({"exp": NOW + 600_001}, "exp is more than 10 min ahead"),
+        ({"ts": NOW - 30_001}, "skew"),
+        ({"ts": NOW + 30_001}, "skew"),
+        ({"ts": "now"}, "ts and exp must be ms UTC"),
+        ({"ts": ...}, "ts and exp must be ms UTC"),
+        ({"exp": None}, "ts and exp must be ms UTC"),
+        ({"exp": True}, "ts and exp must be ms UTC"),
+        ({"exp": NOW + 0.5}, "ts and exp must be ms UTC"),
+    ],
+)
+def test_ages_are_judged(changes: dict[str, Any], why: str) -> None:
+    assert reason(**changes) == why
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exp": NOW}, {"exp": NOW + 600_000}, {"ts": NOW - 30_000}, {"ts": NOW + 30_000}]
+)
+def test_the_limits_themselves_are_allowed(changes: dict[str, Any]) -> None:
+    judge("write", body(**changes), retained=False, config=CONFIG, now_ms=NOW, synced=True)
+
+
+def test_what_is_refused_whatever_it_says() -> None:
+    assert reason(retained=True) == "retained"
+    assert reason(op="reboot") == "unknown operation reboot"
+    assert reason(enabled=False) == "commands are not enabled"
+    assert reason(synced=False) == "clock"
+
+
+def signed(topic: str, text: str, key: bytes = KEY) -> bytes:
+    return as_json({"p": text, "sig": hmac.new(key, f"{topic}\n{text}".encode(), hashlib.sha256).hexdigest()})
+
+
+def test_a_signature_covers_topic_and_text() -> None:
+    good = signed("t/cmd/write", '{"id": "x"}')
+    assert open_envelope("t/cmd/write", good, KEY) == {"id": "x"}
+    upper = json.loads(good)
+    assert open_envelope("t/cmd/write", as_json(upper | {"sig": upper["sig"].upper()}), KEY) == {"id": "x"}
+    for topic, payload in [
+        ("t/cmd/loop", good),
+        ("t/cmd/write", signed("t/cmd/write", '{"id": "x"}', b"another key")),
+        ("t/cmd/write", as_json(upper | {"p": '{"id": "y"}'})),
+        ("t/cmd/write", as_json(upper | {"sig": upper["sig"][:-1]})),
+    ]:
+        with pytest.raises(Refused, match="wrong signature"):
+            open_envelope(topic, payload, KEY)
+    for payload in (
+        as_json({"id": "x"}),
+        as_json({"p": {"id": "x"}, "sig": "00"}),
+        as_json({"p": "{}", "sig": 1}),
+    ):
+        with pytest.raises(Refused, match="not signed"):
+            open_envelope("t/cmd/write", payload, KEY)
+    with pytest.raises(Refused, match="no JSON object"):
+        open_envelope("t/cmd/write", signed("t/cmd/write", "[1]"), KEY)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"\x78\x9cgarbage",
+        b'{"id":' + b"[" * 100_000,
+        b"1" * 5000,
+        b" " * 300_000,
+    ],
+)
+def test_garbage_is_refused_in_words(payload: bytes) -> None:
+    with pytest.raises(Refused):
+        open_envelope("t", payload, None)
+
+
+def test_a_small_body_that_unpacks_to_a_huge_one_is_refused() -> None:
+    with pytest.raises(Refused, match="too large"):
+        open_envelope("t", zlib.compress(b'{"id": "' + b"x" * 50_000_000 + b'"}'), None)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+            lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+            max_leaves=5,
+        ),
+    )
+)
+def test_no_body_brings_the_judge_down(more: dict[str, Any]) -> None:
+    config = make_config("mqtt://127.0.0.1")
+    for op in ("write", "read", "loop", "whatif", "status"):
+        try:
+            command = judge(op, {**body(), **more}, retained=False, config=CONFIG, now_ms=NOW, synced=True)
+            ask = to_ask(command, config, 10.0)
+        except Refused as refused:
+            assert refused.reason
+        else:
+            assert ask.op == op and ask.source == "cmd" and ask.deadline == 10.0
+
+
+def asked(op: str, **changes: Any) -> Ask:
+    command = judge(op, body(**changes), retained=False, config=CONFIG, now_ms=NOW, synced=True)
+    return to_ask(command, make_config("mqtt://127.0.0.1"), 12.0)
+
+
+def test_each_operation_becomes_a_request() -> None:
+    assert asked("write", tag="press1/target", value=5) == Ask(
+        "write", "cmd", 12.0, "mes", key=("press1", "target"), value=5
+    )
+    assert asked("read", tags=["press1/count"]).keys == (("press1", "count"),)
+    assert asked("read").keys == ()
+    assert asked("loop", loop="oven", setpoint=180) == Ask(
+        "loop", "cmd", 12.0, "mes", loop="oven", setpoint=180.0
+    )
+    assert asked("loop", loop="oven", mode="auto").mode == "auto"
+    assert asked("whatif", loop="oven", setpoint=180, **{"for": "10m"}).extra == {"for": "10m"}
+    assert asked("status").op == "status"
+
+
+@pytest.mark.parametrize(
+    ("op", "changes"),
+    [
+        ("write", {}),
+        ("write", {"tag": "target", "value": 1}),
+        ("write", {"tag": "a/b/c", "value": 1}),
+        ("write", {"tag": "press1/target", "value": [1]}),
+        ("write", {"tag": "press1/target", "value": float("nan")}),
+        ("write", {"tag": "press1/target", "value": float("inf")}),
+        ("read", {"tags": "press1/count"}),
+        ("read", {"tags": ["press1/nothing"]}),
+        ("read", {"tags": ["press9/count"]}),
+        ("loop", {"loop": "oven"}),
+        ("loop", {"setpoint": 1}),
+        ("loop", {"loop": "oven", "mode": 1}),
+        ("loop", {"loop": "oven", "setpoint": "180"}),
+        ("loop", {"loop": "oven", "setpoint": True}),
+        ("loop", {"loop": "oven", "setpoint": float("nan")}),
+        ("whatif", {"setpoint": 3}),
+    ],
+)
+def test_what_makes_no_sense_is_refused(op: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        asked(op, **changes)
+
+
+# -- over a broker --------------------------------------------------------------------------------------------------
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_a_write_is_asked_once_and_answered_always(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with Agent(make_config(mosquitto.url), tmp_path) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.command("write", "w1", tag="press1/target", value=7)
+        answer = ear.wait_for("resp/w1")
+        assert (answer["ok"], answer["applied"], answer["readback"], answer["error"]) == (True, 7, 7, None)
+        [ask] = agent.doors.asked
+        assert (ask.op, ask.source, ask.key, ask.value, ask.by) == (
+            "write",
+            "cmd",
+            ("press1", "target"),
+            7,
+            "test",
+        )
+        assert 20 < ask.deadline - agent.clock.mono() <= 30
+        ear.command("write", "w1", tag="press1/target", value=7)
+        ear.wait(lambda: len(answers(ear, "w1")) == 2, "the same answer again")
+        assert answers(ear, "w1") == [answer, answer]
+        assert len(agent.doors.asked) == 1
+        event = agent.wait_event("command")
+        assert "press1/target" in event.text and "test" in event.text
+        ear.wait(
+            lambda: any("press1/target" in e.body["text"] for e in ear.of("event") if e.body), "its event"
+        )
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_answers_outlive_a_restart(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    now = round(time.time() * 1000)
+    command = {"id": "w1", "ts": now, "exp": now + 60_000, "tag": "press1/target", "value": 7}
+    with Agent(make_config(mosquitto.url), tmp_path) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.say("cmd/write", command)
+        first = ear.wait_for("resp/w1")
+        agent.doors.silent = True
+        ear.say("cmd/write", command | {"id": "w2"})
+        wait_until(lambda: len(agent.doors.asked) == 2, "the second to be asked")
+    with Agent(make_config(mosquitto.url), tmp_path, boot="22222222") as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.say("cmd/write", command)
+        ear.say("cmd/write", command | {"id": "w2"})
+        assert ear.wait_for("resp/w1") == first
+        interrupted = ear.wait_for("resp/w2")
+        assert interrupted["ok"] is False and "not known" in interrupted["error"]
+        assert agent.doors.asked == []
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_every_refusal_is_answered_and_an_event(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with Agent(make_config(mosquitto.url), tmp_path) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.command("write", "old", valid=-1.0, tag="press1/target", value=7)
+        ear.command("write", "skewed", age=60.0, valid=120.0, tag="press1/target", value=7)
+        ear.command("format", "strange")
+        ear.command("read", "unknown", tags=["press1/nothing"])
+        said = {id_: ear.wait_for(f"resp/{id_}")["error"] for id_ in ("old", "skewed", "strange", "unknown")}
+        assert said["old"] == "expired" and said["skewed"] == "skew"
+        assert "format" in said["strange"] and "press1/nothing" in said["unknown"]
+        assert agent.doors.asked == []
+        wait_until(lambda: [e.name for e in agent.events].count("command_refused") == 4, "the events")
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_a_retained_command_is_refused(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with Ear(mosquitto.url) as ear:
+        now = round(time.time() * 1000)
+        body = {"id": "r1", "ts": now, "exp": now + 60_000, "tag": "press1/target", "value": 7}
+        ear.say("cmd/write", body, retain=True)
+        ear.sync()
+        with Agent(make_config(mosquitto.url), tmp_path) as agent:
+            assert ear.wait_for("resp/r1")["error"] == "retained"
+            assert agent.doors.asked == []
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_commands_are_off_by_default(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    config = with_commands(make_config(mosquitto.url), enabled=False)
+    with Agent(config, tmp_path) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.command("write", "w1", tag="press1/target", value=7)
+        assert ear.wait_for("resp/w1")["error"] == "commands are not enabled"
+        assert agent.doors.asked == []
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_only_signed_commands_are_taken_with_a_key(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    config = with_commands(make_config(mosquitto.url), hmac=Secret("plain", KEY.decode()))
+    with Agent(config, tmp_path) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.command("write", "plain", tag="press1/target", value=7)
+        agent.wait_event("command_refused")
+        now = round(time.time() * 1000)
+        text = json.dumps({"id": "s1", "ts": now, "exp": now + 9000, "tag": "press1/target", "value": 8})
+        ear.say("cmd/write", json.loads(signed(f"{BASE}/cmd/write", text)))
+        assert ear.wait_for("resp/s1")["ok"] is True
+        assert [ask.value for ask in agent.doors.asked] == [8]
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_read_status_and_rebirth(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    results: Mapping[str, Any] = {
+        "read": {"press1/count": {"v": 2**60, "q": "good", "t": 1}},
+        "status": {"v": 1, "healthy": True, "odd": float("nan")},
+    }
+    doors = Doors(lambda ask: Outcome(True, result=results[ask.op]))
+    with Agent(make_config(mosquitto.url), tmp_path, doors=doors) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        agent.show()
+        ear.wait_for("twin/press1")
+        ear.command("read", "q1", tags=["press1/count"])
+        assert ear.wait_for("resp/q1")["result"]["press1/count"]["v"] == str(2**60)
+        ear.command("status", "q2")
+        assert ear.wait_for("resp/q2")["result"] == {"v": 1, "healthy": True, "odd": None}
+        born = len(ear.of("meta"))
+        ear.command("rebirth", "q3")
+        assert ear.wait_for("resp/q3")["ok"] is True
+        ear.wait(lambda: len(ear.of("meta")) > born and len(ear.of("twin")) > 1, "everything once more")
+        wait_until(lambda: [e.name for e in agent.events].count("command") == 3, "an event for each")
+
+
+@needs_mosquitto
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("wanted", "given"), [(f"{BASE}/resp/mine", f"{BASE}/resp/mine"), ("elsewhere", f"{BASE}/resp/p1")]
+)
+def test_a_response_topic_under_resp_is_honoured(
+    mosquitto: Mosquitto, tmp_path: Path, wanted: str, given: str
+) -> None:
+    got: dict[str, Any] = {}
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.on_message = lambda _c, _u, message: got.update({message.topic: message.properties})
+    client.connect("127.0.0.1", mosquitto.port)
+    client.subscribe([(f"{BASE}/resp/#", 1), ("elsewhere", 1)])
+    client.loop_start()
+    with Agent(make_config(mosquitto.url), tmp_path) as agent:
+        agent.wait_online()
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic, properties.CorrelationData = wanted, b"\x00corr"
+        now = round(time.time() * 1000)
+        body = {"id": "p1", "ts": now, "exp": now + 9000, "tag": "press1/target", "value": 1}
+        client.publish(f"{BASE}/cmd/write", as_json(body), qos=1, properties=properties)
+        wait_until(lambda: bool(got), "the answer")
+    client.disconnect()
+    client.loop_stop()
+    assert list(got) == [given]
+    assert got[given].CorrelationData == b"\x00corr"
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_a_main_loop_that_does_not_answer_is_answered_for(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cloud.inbox.GRACE", 0.2)
+    doors = Doors()
+    doors.silent = True
+    with Agent(make_config(mosquitto.url), tmp_path, doors=doors) as agent, Ear(mosquitto.url) as ear:
+        agent.wait_online()
+        ear.command("write", "w1", valid=1.0, tag="press1/target", value=7)
+        answer = ear.wait_for("resp/w1")
+        assert answer["ok"] is False and "in time" in answer["error"]
+
+
+@needs_mosquitto
+@pytest.mark.process
+def test_a_command_sent_while_the_link_is_down_is_answered(tmp_path: Path) -> None:
+    with (
+        Mosquitto(tmp_path) as broker,
+        TcpProxy(broker.port) as proxy,
+        Ear(broker.url) as ear,
+        Agent(make_config(proxy.url), tmp_path) as agent,
+    ):
+        agent.wait_online()
+        proxy.refuse()
+        agent.wait_offline()
+        ear.command("write", "w1", tag="press1/target", value=7)
+        ear.sync()
+        proxy.accept()
+        assert ear.wait_for("resp/w1")["ok"] is True
+        assert len(agent.doors.asked) == 1
+
+
+def answers(ear: Ear, id_: str) -> list[dict[str, Any]]:
+    return [one.body for one in ear.heard if one.topic == f"{BASE}/resp/{id_}" and one.body is not None]
+
+
+def test_the_number_of_kept_answers_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agent.cloud.uplink import Message
+    from agent.twin.layout import build_layout
+
+    monkeypatch.setattr("agent.cloud.inbox.ANSWERS_KEPT", 20)
+    config = make_config("mqtt://127.0.0.1:9")
+    doors = Doors()
+    cloud = Cloud(
+        config,
+        state_dir=tmp_path,
+        layout=build_layout(config),
+        boot="0badcafe",
+        clock=SystemClock(),
+        ask=doors.ask,
+    )
+    inbox = cloud._inbox
+    now = round(time.time() * 1000)
+    for op, count in (("write", 15), ("status", 40)):
+        for number in range(count):
+            body = {"id": f"{op}{number}", "ts": now, "exp": now + 60_000, "tag": "press1/target", "value": 1}
+            inbox.take(Message(f"{BASE}/cmd/{op}", as_json(body), False))
+    asked = len(doors.asked)
+    for number in range(15):
+        body = {"id": f"write{number}", "ts": now, "exp": now + 60_000, "tag": "press1/target", "value": 1}
+        inbox.take(Message(f"{BASE}/cmd/write", as_json(body), False))
+    assert len(doors.asked) == asked == 55, "a flood of harmless commands makes no write be done twice"
+    cloud.stop(0.0)
