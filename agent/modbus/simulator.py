@@ -222,21 +222,42 @@ class Line:
 
     def __init__(self, config: Config, url: str, now: Callable[[], float]) -> None:
         self.units: dict[int, SimulatedDevice] = {}
+        by_unit: dict[int, list[Device]] = {}
         for device in config.devices.values():
             if device.url.text == url:
-                loops = tuple(loop for loop in config.loops.values() if loop.pv[0] == device.name)
-                one = self.units.get(device.unit)
-                if one is None:
-                    self.units[device.unit] = SimulatedDevice(device, loops, now)
-                else:  # two names for one unit: one set of registers
-                    tags = {
-                        **one.device.tags,
-                        **{f"{device.name}/{n}": tag for n, tag in device.tags.items()},
-                    }
-                    self.units[device.unit] = SimulatedDevice(
-                        dataclasses.replace(one.device, tags=tags), one.loops, now
-                    )
+                by_unit.setdefault(device.unit, []).append(device)
+        for unit, devices in by_unit.items():
+            loops = tuple(config.loops.values())
+            self.units[unit] = SimulatedDevice(*_one_set_of_registers(devices, loops), now)
 
     def answer(self, unit: int, pdu: bytes) -> bytes | None:
         device = self.units.get(unit)
         return None if device is None else device.answer(pdu)
+
+
+def _one_set_of_registers(
+    devices: list[Device], loops: tuple[LoopConfig, ...]
+) -> tuple[Device, tuple[LoopConfig, ...]]:
+    """All that the names of one unit say about it, and the loops of its process variables."""
+    own = devices[0].name
+
+    def name_of(device: str, tag: str) -> str:
+        return tag if device == own else f"{device}/{tag}"
+
+    names = {device.name for device in devices}
+    tags: dict[str, Tag] = {}
+    for device in devices:
+        for tag in device.tags.values():
+            power = tag.scale_from and name_of(device.name, tag.scale_from)
+            name = name_of(device.name, tag.name)
+            tags[name] = dataclasses.replace(tag, name=name, scale_from=power)
+    renamed = tuple(
+        dataclasses.replace(
+            loop,
+            pv=(own, name_of(*loop.pv)),
+            out=(own, name_of(*loop.out)) if loop.out[0] in names else loop.out,
+        )
+        for loop in loops
+        if loop.pv[0] in names
+    )
+    return dataclasses.replace(devices[0], tags=tags), renamed
