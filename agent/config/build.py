@@ -47,6 +47,9 @@ def _secret(block: Block, key: str, found: Findings) -> Secret | None:
     if not isinstance(given, Block):
         what = "a secret in plain text: whoever reads this file has it"
         hint = "use {credential: NAME}, {env: NAME} or {file: PATH}"
+        if found.exposed:
+            what = "a secret in plain text, in a file that every user of this machine may read"
+            hint += ", or at least take the file from the others (chmod o-r)"
         found.add(block.at[key], path, what, hint, "warning")
         return Secret("plain", given)
     if len(given) + len(given.bad) != 1:

@@ -32,6 +32,7 @@ def build(blocks: Block, found: Findings) -> Mapping[str, Device]:
         if device is not None:
             devices[name] = device
     _check_lines(devices, blocks, found)
+    _warn_same_unit(devices, blocks, found)
     _check_shared_bits(devices, blocks, found)
     return MappingProxyType(devices)
 
@@ -160,6 +161,22 @@ def _check_lines(devices: Mapping[str, Device], blocks: Block, found: Findings) 
                 f"{url.host}:{url.port} is {url.scheme} here and {other.url.scheme} at {other.name} ({where})"
             )
             found.add(place, path, what, "write the same in both")
+
+
+def _warn_same_unit(devices: Mapping[str, Device], blocks: Block, found: Findings) -> None:
+    """Two names for one unit: mostly a copied block whose unit was left as it was."""
+    first: dict[tuple[str, int], Device] = {}
+    for device in devices.values():
+        block = blocks[device.name]
+        if not device.url.text or "unit" in block.bad:
+            continue
+        other = first.setdefault((device.url.text, device.unit), device)
+        if other is not device:
+            key = "unit" if "unit" in block else "url"
+            line = blocks[other.name].at["url"][0]
+            what = f"{other.name} (line {line}) is unit {device.unit} of {device.url.text} too"
+            hint = "mend unit or url, or put the tags into one device"
+            found.add(block.at[key], f"{block.path}.{key}", what, hint, "warning")
 
 
 def _difference(one: Url, other: Url) -> str:

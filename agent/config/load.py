@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +40,12 @@ def load(path: str | Path) -> Loaded:
     content = _content(file)
     if isinstance(content, Problem):
         return Loaded(None, [content])
-    return parse(content, file)
+    text, exposed = content
+    return parse(text, file, exposed=exposed)
 
 
-def parse(text: str, file: str) -> Loaded:
-    """As load, from text; `file` is what the problems call it."""
+def parse(text: str, file: str, *, exposed: bool = False) -> Loaded:
+    """As load, from text; `file` is what the problems call it. `exposed`: every user of the machine may read it."""
     try:
         root = nodes.parse(text)
     except nodes.Unreadable as unreadable:
@@ -52,7 +55,7 @@ def parse(text: str, file: str) -> Loaded:
         return Loaded(
             None, [Problem(file, 1, 1, "", "the file is empty", "begin with gateway: and devices:")]
         )
-    found = Findings(file)
+    found = Findings(file, exposed=exposed)
     block = read(ROOT, root, "", found)
     if not isinstance(block, Block):
         return Loaded(None, found.sorted())
@@ -70,7 +73,9 @@ def for_run(loaded: Loaded) -> list[Problem]:
     return list(loaded.only_run)
 
 
-def _content(file: str) -> str | Problem:
+def _content(file: str) -> tuple[str, bool] | Problem:
+    """The text of a file, and whether every user of the machine may read it."""
+
     def problem(what: str, hint: str | None = None) -> Problem:
         return Problem(file, 1, 1, "", what, hint)
 
@@ -84,6 +89,7 @@ def _content(file: str) -> str | Problem:
             if size:
                 stream.seek(0)
             raw = stream.read(MOST_BYTES + 1)
+            exposed = bool(os.fstat(stream.fileno()).st_mode & stat.S_IROTH)
     except OSError as error:
         return problem(*_why(file, error))
     except ValueError:
@@ -91,7 +97,7 @@ def _content(file: str) -> str | Problem:
     if len(raw) > MOST_BYTES:
         return problem(f"there are more than {MOST_BYTES >> 20} MiB", "is it the right file?")
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
+        return raw.decode("utf-8").removeprefix("\ufeff"), exposed
     except UnicodeDecodeError as error:
         guess = "save it as UTF-8"
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -112,7 +112,7 @@ class _Loop:
         block = self.block
         pv, out = self.number("pv"), self.number("out")
         setpoint = self._setpoint()
-        limits = self._limits(out[1] if out else None)
+        limits = self._limits(out)
         heartbeat = self._heartbeat()
         fail = self._fail(limits)
         feed_forward = self._feed_forward()
@@ -170,14 +170,14 @@ class _Loop:
             self.tell("setpoint", what, "mend one of them")
         return value
 
-    def _limits(self, out: Tag | None) -> tuple[float, float] | None:
+    def _limits(self, out: tuple[Key, Tag] | None) -> tuple[float, float] | None:
         """Of the output: the loop's own, else those of the tag's `write`."""
         if "limits" in self.block.bad:
             return None
         given: tuple[float, float] | None = self.block.get("limits")
-        allowed = out.write.range if out is not None and out.write is not None else None
+        allowed = out[1].write.range if out is not None and out[1].write is not None else None
         if given is None:
-            if allowed is None and out is not None:
+            if allowed is None and out is not None and not self._write_is_wrong(out[0], "range"):
                 what = "no limits of the output, and its tag has no write.range"
                 self.found.add(self.block.here, self.block.path, what, "add limits: [0, 100]")
             return allowed
@@ -188,11 +188,17 @@ class _Loop:
             self.tell("limits", what, "stay within it")
         return given
 
+    def _write_is_wrong(self, tag: Key, key: str | None = None) -> bool:
+        """True where the tag's `write`, or the key in it, is there and told already: no more is to be told of it."""
+        block: Block = self.names.blocks[tag[0]]["tags"][tag[1]]
+        write = block.get("write")
+        return "write" in block.bad or (isinstance(write, Block) and key in write.bad)
+
     def _check_output(self, out: tuple[Key, Tag], heartbeat: Heartbeat | None) -> None:
         key, tag = out
-        if tag.write is None:
+        if tag.write is None and not self._write_is_wrong(key):
             self.tell("out", f"{'/'.join(key)} is not writable", "add write: {range: [0, 100]} to the tag")
-        elif tag.write.nonvolatile:
+        elif tag.write is not None and tag.write.nonvolatile:
             what = f"{'/'.join(key)} is kept in the device's flash, which a loop would wear out"
             self.tell("out", what, "name a register that may be written often")
         if self.block.get("mode") == "auto" and heartbeat is None and "heartbeat" not in self.block.keys_at:
@@ -215,11 +221,11 @@ class _Loop:
         if tag.type not in INTEGERS or tag.bit is not None or tag.bits is not None:
             what = f"{'/'.join(name)} is no integer register, so nothing can be counted in it"
             self.found.add(block.at[key], path, what, "name a holding register")
-        elif tag.write is None:
+        elif tag.write is None and not self._write_is_wrong(name):
             self.found.add(
                 block.at[key], path, f"{'/'.join(name)} is not writable", "add write: true to the tag"
             )
-        elif tag.write.nonvolatile:
+        elif tag.write is not None and tag.write.nonvolatile:
             what = f"{'/'.join(name)} is kept in the device's flash, which a heartbeat would wear out"
             self.found.add(block.at[key], path, what, "name a register that may be written often")
         timeout = {"timeout": given["timeout"]} if isinstance(given, Block) and "timeout" in given else {}

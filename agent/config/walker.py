@@ -58,8 +58,9 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 class Findings:
     """The problems of one file, in the order in which they were found."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, *, exposed: bool = False) -> None:
         self.file = file
+        self.exposed = exposed  # every user of the machine may read the file
         self.problems: list[Problem] = []
         self.more = 0
 

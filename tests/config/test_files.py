@@ -61,6 +61,22 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     assert loaded.config is not None and loaded.config.gateway == "line4"
 
 
+@pytest.mark.parametrize(
+    ("mode", "open_to_all"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False)]
+)
+def test_a_plain_secret_in_a_file_for_everybody_is_told_louder(
+    tmp_path: Path, mode: int, open_to_all: bool
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("gateway: line4\nmqtt: {username: me, password: tulip}\n")
+    path.chmod(mode)
+    (told,) = [problem for problem in load(path).problems if problem.path == "mqtt.password"]
+    assert told.severity == "warning"
+    assert ("every user of this machine" in told.what) == open_to_all
+    assert ("chmod o-r" in (told.hint or "")) == open_to_all
+    assert "tulip" not in str(told)
+
+
 def test_binary_garbage(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(random.Random(1).randbytes(100_000))
