@@ -75,7 +75,7 @@ def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, An
 
 
 def _unpacked(payload: bytes) -> bytes:
-    """The JSON of a body that may be zlib's; no more of it is unpacked than is looked at. Raises Refused, ValueError."""
+    """The JSON of a body that may be zlib's, unpacked no further than it is looked at. Raises Refused, ValueError."""
     if payload[:1] != bytes([ZLIB_MARK]):
         return payload
     unpacker = zlib.decompressobj()

@@ -83,6 +83,7 @@ class Inbox:
     _running: dict[str, _Running] = field(default_factory=dict)
     _settling: _Settling | None = None
     _waiting_for_clock: Message | None = None
+    _refused_whole: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         known = self.outbox.get(ANSWERS_FACT)
@@ -279,6 +280,9 @@ class Inbox:
         settling = _Settling(desired, set(desired.set), self.mono() + DESIRED_PATIENCE)
         if reason is not None:
             settling.rejected = dict.fromkeys(desired.set, reason)
+            if (desired.ver, reason) != self._refused_whole:  # it comes again at every connect
+                self._refused_whole = (desired.ver, reason)
+                self._audit(f"desired {desired.ver}", desired.by, f"refused: {reason}", refused=True)
             self._end_desired(settling, keep=reason == "expired")
             return
         self._settling = settling
@@ -297,6 +301,7 @@ class Inbox:
         except Refused as refusal:
             settling.left.discard(name)
             settling.rejected[name] = refusal.reason
+            self._audit(f"desired {name}", desired.by, f"refused: {refusal.reason}", refused=True)
             return
         token = str(desired.ver)
         future.add_done_callback(lambda done: self.post(Answered(token, _outcome(done), name)))
