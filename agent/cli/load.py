@@ -15,7 +15,7 @@ def load_or_fail(path: str, *, simulated: int | None = None) -> Config:
     loaded = load(path)
     _tell(path, loaded.problems)
     assert loaded.config is not None
-    return _redirected(loaded.config, simulated)
+    return redirected(loaded.config, simulated)
 
 
 def load_for_run(path: str, *, simulated: int | None = None) -> Config:
@@ -23,7 +23,7 @@ def load_for_run(path: str, *, simulated: int | None = None) -> Config:
     loaded = load(path)
     _tell(path, (*loaded.problems, *for_run(loaded)))
     assert loaded.config is not None
-    return _redirected(loaded.config, simulated)
+    return redirected(loaded.config, simulated)
 
 
 def _tell(path: str, problems: Iterable[Problem]) -> None:
@@ -35,7 +35,7 @@ def _tell(path: str, problems: Iterable[Problem]) -> None:
         raise Failure(f"{path}: {errors} error{'s' if errors > 1 else ''}; nothing was started", status=78)
 
 
-def _redirected(config: Config, port: int | None) -> Config:
+def redirected(config: Config, port: int | None) -> Config:
     if port is None:
         return config
     from agent.modbus.simulated import redirect

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.cli.fault import Failure
-from agent.cli.load import load_for_run
+from agent.cli.load import load_for_run, redirected
 
 if TYPE_CHECKING:
     from agent.config.types import Config
 
 HELP = "Run the agent until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."
 EXAMPLE = "edgetwin run /etc/edgetwin/config.yaml"
+log = logging.getLogger("edgetwin")
+
 SWITCH_INTERVAL = 0.0005
 """Seconds: a pure-Python thread costs the main loop one switch interval per wake-up (5 ms by default)."""
 
@@ -43,9 +47,13 @@ def main(args: argparse.Namespace) -> int:
     from agent import kernelcache
 
     kernelcache.warm()
+    for problem in kernelcache.problems():
+        log.warning("%s", problem)
     sys.setswitchinterval(SWITCH_INTERVAL)
     while True:
-        status, again = asyncio.run(_run(config, folder, hang_up))
+        status, again = asyncio.run(
+            _run(config, folder, hang_up, lambda new: redirected(new, args.simulated))
+        )
         if again is None:
             return status
         config = again
@@ -71,7 +79,9 @@ class _HangUp:
         signal.signal(signal.SIGHUP, lambda *_: setattr(self, "asked", True))
 
 
-async def _run(config: Config, folder: Path, hang_up: _HangUp) -> tuple[int, Config | None]:
+async def _run(
+    config: Config, folder: Path, hang_up: _HangUp, prepare: Callable[[Config], Config]
+) -> tuple[int, Config | None]:
     """One run of the service; returns its exit status, and the new configuration when it is to start anew with one."""
     from agent.runtime.reload import Reload
     from agent.runtime.service import Service
@@ -81,7 +91,7 @@ async def _run(config: Config, folder: Path, hang_up: _HangUp) -> tuple[int, Con
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     service = Service(config, state_dir=folder)
-    reload = Reload(service, stop)
+    reload = Reload(service, stop, prepare)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     if hang_up.asked:
         hang_up.asked = False

@@ -68,7 +68,7 @@ class _Learning:
 
 
 class Health:
-    """Scores of all devices that have predicted tags; a device without a `health:` section has the defaults.
+    """Scores of the devices that `config.health` names; where it names none, of all that have predicted tags.
 
     keys, predictor: the predicted tags and their models, in the same order. What was learnt lies in the predictor's
     state, so it is saved and restored with the models.
@@ -82,7 +82,11 @@ class Health:
         self._warmup = np.full(len(self._keys), 0, dtype=np.int64)
         for name in dict.fromkeys(device for device, _ in self._keys):
             mine = {tag: slot for slot, (device, tag) in enumerate(self._keys) if device == name}
-            setting = config.health.get(name) or HealthConfig(tags=tuple(mine))
+            setting = config.health.get(name)
+            if setting is None:
+                if config.health:
+                    continue  # a `health:` section names the devices that are scored
+                setting = HealthConfig(tags=tuple(mine))
             slots = np.array([mine[tag] for tag in setting.tags if tag in mine], dtype=np.int64)
             if slots.size:
                 self._device_of[slots] = len(self._devices)

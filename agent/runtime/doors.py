@@ -18,6 +18,8 @@ from agent.runtime.writer import Writer
 from agent.twin.quality import WORDS
 from agent.twin.records import Ask, Key, Outcome
 
+LOCAL = ("socket", "page")
+
 
 @dataclass
 class Doors:
@@ -29,6 +31,8 @@ class Doors:
     clock: Clock
     status: Callable[[], dict[str, Any]]
     wall_ms: Callable[[float], int]
+    on_local_change: Callable[[str], None]
+    """Told the name (as in `desired.set`) of what somebody on the spot has changed."""
 
     async def handle(self, ask: Ask) -> Outcome:
         """The answer to one request. Never raises for what the request holds."""
@@ -65,7 +69,10 @@ class Doors:
             return Outcome(
                 False, error=f"{'/'.join(ask.key)} belongs to loop {owner} while it is in auto or fail"
             )
-        return await self.writer.write(ask.key, ask.value, source=ask.source, deadline=ask.deadline)
+        outcome = await self.writer.write(ask.key, ask.value, source=ask.source, deadline=ask.deadline)
+        if outcome.ok and ask.source in LOCAL:
+            self.on_local_change("/".join(ask.key))
+        return outcome
 
     async def _read(self, ask: Ask) -> Outcome:
         for key in ask.keys:
@@ -84,6 +91,10 @@ class Doors:
     def _loop(self, ask: Ask) -> Outcome:
         if ask.loop is None or ask.loop not in self.config.loops:
             return Outcome(False, error=f"there is no loop {ask.loop!r}")
-        return self.loops.ask(
-            ask.loop, mode=ask.mode, setpoint=ask.setpoint, remote=ask.source in ("cmd", "desired")
-        )
+        local = ask.source in LOCAL
+        outcome = self.loops.ask(ask.loop, mode=ask.mode, setpoint=ask.setpoint, remote=not local)
+        if outcome.ok and local:
+            for what, given in (("mode", ask.mode), ("setpoint", ask.setpoint)):
+                if given is not None:
+                    self.on_local_change(f"loop/{ask.loop}/{what}")
+        return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.config.load import for_run, load
@@ -19,9 +20,11 @@ log = logging.getLogger("edgetwin")
 class Reload:
     """Reads the configuration again. When it is right and different the service ends in order, to start with it."""
 
-    def __init__(self, service: Service, stop: asyncio.Event) -> None:
+    def __init__(self, service: Service, stop: asyncio.Event, prepare: Callable[[Config], Config]) -> None:
+        """`prepare` is what the command line does to a configuration (`--simulated`)."""
         self._service = service
         self._stop = stop
+        self._prepare = prepare
         self._job: asyncio.Task[None] | None = None
         self.taken: Config | None = None
 
@@ -43,10 +46,11 @@ class Reload:
         if problems or loaded.config is None:
             notify.ready("reload refused, running on with the old configuration")
             return
-        if loaded.config == self._service.config:
+        config = self._prepare(loaded.config)
+        if config == self._service.config:
             log.info("reloaded: nothing changed")
             notify.ready("nothing changed")
             return
         log.info("reloading %s", path)
-        self.taken = loaded.config
+        self.taken = config
         self._stop.set()

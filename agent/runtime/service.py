@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from agent import RELEASED_MS, __version__, kernelcache
-from agent.cloud.worker import Cloud
+from agent.cloud.worker import Cloud, Superseded
 from agent.config.paths import socket_path
 from agent.config.secrets import reveal
 from agent.config.types import Config
@@ -86,7 +86,15 @@ class Service:
             on_event=self.on_event,
         )
         self.loops.restore(state.load_json(self.state_dir, state.LOOPS))
-        self.doors = Doors(config, self.writer, self.loops, self.clock, self.status, self.anchor.ms)
+        self.doors = Doors(
+            config,
+            self.writer,
+            self.loops,
+            self.clock,
+            self.status,
+            self.anchor.ms,
+            on_local_change=lambda name: self.cloud.put(Superseded(name)),
+        )
         self.cloud = Cloud(
             config,
             state_dir=self.state_dir,
