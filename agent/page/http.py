@@ -75,8 +75,8 @@ class Page:
             await wire.linger(reader, writer)
         except TimeoutError:
             wire.send(writer, wire.as_text(408, "too slow"))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # gone, or the agent stops: nobody waits for this task
         except Exception:  # a fault of ours costs one answer
             log.exception("a fault while answering a request for the page")
             wire.send(writer, wire.as_text(500, "a fault of the agent; its log says more"))

@@ -250,8 +250,10 @@ def spark(points: Sequence[Point], now: float) -> list[int | None]:
     if not recent:
         return []
     low, high = min(last for _, last in recent), max(last for _, last in recent)
+    size = max(abs(low), abs(high)) or 1.0  # scaled before subtracting, which could overflow
+    span = high / size - low / size
     for place, last in recent:
-        line[place] = 50 if high == low else round(100 * (last / 2 - low / 2) / (high / 2 - low / 2))
+        line[place] = round(100 * ((last / size - low / size) / span)) if span else 50
     return line
 
 
