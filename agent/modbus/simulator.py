@@ -1,8 +1,8 @@
 """A configuration's devices as simulated ones: every tag has a plausible, moving value in its own type and order.
 
-Registers that the plan does not read answer exception 2; a unit that is not configured is silent, as on a serial line. A written
-tag keeps what was written. The process variable of a loop follows its output: first order, from the output's limits
-onto the variable's range, so that a loop can be tried before the plant is there.
+Registers that the plan does not read answer exception 2; a unit that is not configured is silent, as on a serial
+line. A written tag keeps what was written. The process variable of a loop follows its output: first order, from the
+output's limits onto the variable's range, so that a loop can be tried before the plant is there.
 """
 
 from __future__ import annotations
