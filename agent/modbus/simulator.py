@@ -60,6 +60,7 @@ class SimulatedDevice:
         t = self.now() - self._start
         outputs = {loop.pv[1]: loop for loop in self.loops}
         powers = {tag.scale_from for tag in self.device.tags.values()}
+        interlocks = {key[1] for loop in self.loops for key in loop.interlock if key[0] == self.device.name}
         for tag in self.device.tags.values():
             if tag.name in self.written:
                 continue
@@ -67,6 +68,8 @@ class SimulatedDevice:
                 self._store(tag, self._process(outputs[tag.name], tag, t))
             elif tag.name in powers:
                 self._store(tag, -1)
+            elif tag.name in interlocks:
+                self._store(tag, True)
             else:
                 self._store(tag, lifelike(tag, t))
         self._stepped = t
