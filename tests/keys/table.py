@@ -68,6 +68,7 @@ BASE: dict[str, Any] = {
                 "ok": {"coil": 1},
                 "ff": {"holding": 24, "type": "float32"},
                 "beat": {"holding": 26, "write": True},
+                "more": {"holding": 27, "write": True},
             },
         }
     },

@@ -132,7 +132,7 @@ def test_timeout() -> None:
     ],
 )
 def test_retry(retry: dict[str, str], first: float, longest: float) -> None:
-    times = []
+    times: list[float] = []
 
     async def go(clock: LoopClock) -> None:
         silent = device({"retry": retry}, a={"holding": 0}).devices["d"]
@@ -147,7 +147,7 @@ def test_retry(retry: dict[str, str], first: float, longest: float) -> None:
     gaps = [after - before for before, after in itertools.pairwise(times)]
     slow = [gap for gap in gaps if gap > 10]
     assert slow[0] == pytest.approx(first, abs=2.0)
-    assert slow[-1] == max(slow) == pytest.approx(longest, abs=2.0)
+    assert slow[-1] == pytest.approx(longest, abs=2.0) and max(slow) < longest + 2.0
 
 
 @effect(f"{KEY}.limits.pause")

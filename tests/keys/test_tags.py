@@ -203,7 +203,7 @@ def test_every() -> None:
 @effect(f"{KEY}.alone")
 def test_alone() -> None:
     def neighbours(**keys: Any) -> Sequence[str]:
-        changes = {TAG: {"holding": 27, **keys}}
+        changes = {TAG: {"holding": 28, **keys}}
         plan = plan_device(configured(changes).devices["d"])
         return next(request.tags for request in plan if "t" in request.tags)
 
