@@ -80,6 +80,8 @@ def words(error: BaseException, url: str) -> str:
         return f"the certificate of {where} is not accepted: {reason}{hint}"
     if isinstance(error, ssl.SSLError):
         return f"no TLS with {where}: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    if isinstance(error, ConnectionResetError) and url.startswith(("mqtts", "wss")):
+        return f"no TLS with {where}: it closed the connection (is it a plain port, for mqtt://?)"
     if isinstance(error, SecretProblem):
         return str(error)
     if isinstance(error, socket.gaierror):

@@ -125,31 +125,36 @@ class Sender:
         self.uplink.publish(out.topic, out.body, retain=out.retain, token=out, correlation=out.correlation)
 
     def _send_batch(self, batch: Batch, *, live: bool, token: Any) -> None:
-        body = self.retimed(batch)
-        topic = self.topics.of("data" if live else "backfill", batch.device)
-        room = self.publisher.room(topic)
-        parts = [body]
-        if len(body) > room:
-            try:
-                parts = payload.split(json.loads(body), room)
-            except ValueError as error:
-                self._set_aside(batch, str(error))
-                return
+        kind = "data" if live else "backfill"
+        packets = self._packets(
+            self.retimed(batch), self.publisher.room(self.topics.of(kind, batch.device)), live
+        )
+        if packets is None:
+            self._set_aside(batch)
+            return
+        for number, packet in enumerate(packets, 1):
+            topic = self.topics.of(kind, batch.device, number)
+            self._parts.append((topic, packet, token if number == len(packets) else None))
+
+    def _packets(self, body: bytes, room: int, live: bool) -> list[bytes] | None:
+        """A body as the packets that it is sent in; None where even its single tags are larger than `room`."""
         when = self.config.compress
         compress = when == "all" or (when == "backfill" and not live)
-        for number, part in enumerate(parts, 1):
-            self._parts.append(
-                (
-                    self.topics.of("data" if live else "backfill", batch.device, number),
-                    payload.compressed(part) if compress else part,
-                    token if number == len(parts) else None,
-                )
-            )
+        whole = payload.compressed(body) if compress else body
+        if len(whole) <= room:
+            return [whole]
+        try:
+            parts = payload.split(json.loads(body), room)
+            return [payload.compressed(part) for part in parts] if compress else parts
+        except ValueError:
+            whole = payload.compressed(body)  # few tags, but many readings of each
+            return [whole] if len(whole) <= room else None
 
-    def _set_aside(self, batch: Batch, reason: str) -> None:
+    def _set_aside(self, batch: Batch) -> None:
         """A batch that can never be sent: named by a gap, so that it blocks nothing behind it."""
         self.store.refused((batch.device, batch.seq), "unsendable")
-        text = f"batch {batch.seq} of {batch.device} will not be sent: {reason}"
+        limit = self.uplink.max_packet
+        text = f"batch {batch.seq} of {batch.device} cannot be sent: the broker takes {limit} bytes at most"
         self.on_event(Event(batch.device, "batch_refused", "warning", "raised", text, self.mono()))
         self.publisher.queue_gaps(self.mono())
 
