@@ -32,6 +32,14 @@ OPTIONS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+LAUNCH = """
+import fcntl, os, sys
+reading, writing = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(reading, 3)
+os.dup2(writing, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Puts the two pipes where Chromium looks for them, and becomes Chromium."""
 
 
 class Browser:
@@ -46,7 +54,7 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", program, *OPTIONS, profile],
+            [sys.executable, "-c", LAUNCH, str(to_read), str(to_write), program, *OPTIONS, profile],
             pass_fds=(to_read, to_write),
             stderr=subprocess.DEVNULL,
         )
@@ -54,6 +62,7 @@ class Browser:
         os.close(to_write)
         self._number = 0
         self._rest = b""
+        self._tabs: dict[str, str] = {}
         self.complaints: list[str] = []
         """What the page's console said: errors and warnings."""
 
@@ -105,6 +114,7 @@ class Browser:
         """Opens a tab and goes to `url`; returns its session."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session: str = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._tabs[session] = target
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable", session)
         phone = width < 600
@@ -120,6 +130,12 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
         self.call("Page.navigate", session, url=url)
         return session
+
+    def close_tabs(self) -> None:
+        """Closes every tab that was opened."""
+        for target in self._tabs.values():
+            self.call("Target.closeTarget", targetId=target)
+        self._tabs.clear()
 
     def run(self, session: str, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
