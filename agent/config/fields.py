@@ -227,8 +227,10 @@ PREDICT = Either(
             "horizon": _key(
                 Items(Whole(1, 1000), least=1, one=True), "[1, 5, 20]", "in steps of the tag's period"
             ),
-            "interval": _key(Number(above=0, below=1), "0.9", "share of values that the band shall hold"),
-            "order": _key(Whole(1, 64), "8", "past values that the model looks at"),
+            "interval": _key(
+                Number(least=0.5, most=0.999), "0.9", "share of values that the band shall hold"
+            ),
+            "order": _key(Whole(1, 32), "8", "past values that the model looks at"),
             "inputs": _key(
                 Names(Items(TAG_PATH, one=True), "list of tags", key="reference"),
                 None,

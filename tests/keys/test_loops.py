@@ -222,7 +222,7 @@ def test_rate() -> None:
 def test_deadband() -> None:
     scans = [*WARM, *still(1, pv=49.0), *still(1, pv=48.5), *still(1, pv=44.0)]
     assert Driven(PURE, scans).written() == [42.0, 43.0, 52.0]
-    assert Driven(PURE | *still(1, deadband=5), scans).written() == [52.0]
+    assert Driven(PURE | {"deadband": 5}, scans).written() == [52.0]
 
 
 @effect(f"{KEY}.feed_forward.tag", f"{KEY}.feed_forward.gain", f"{KEY}.feed_forward.lag")
