@@ -1,111 +1,91 @@
 """A configuration's devices as simulated ones: every tag has a plausible, moving value in its own type and order.
 
 Registers that the plan does not read answer exception 2; a unit that is not configured is silent, as on a serial
-line. A written tag keeps what was written. The process variable of a loop follows its output: first order, from the
-output's limits onto the variable's range, so that a loop can be tried before the plant is there.
+line. A writable tag is still until it is written, and then keeps what was written, as does what shares its register.
+The process variable of a loop follows the loop's output, first order, so that a loop can be tried before the plant
+is there; its interlocks are true.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from agent.config.types import Config, Device, LoopConfig, Table, Tag, Write
-from agent.modbus.codec import Decoder
-from agent.modbus.encode import EncodeProblem, WireWrite, encode
+from agent.config.types import Config, Device, LoopConfig, Table, Tag
+from agent.modbus.codec import Decoder, power_of
+from agent.modbus.encode import EncodeProblem, WireWrite
+from agent.modbus.lifelike import Signal, power_signal, signal
 from agent.modbus.plan import READ_FUNCTION, TABLE_OF, plan_device, request_for
-from agent.twin.records import Plain
+from agent.twin.records import Key
 
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
-WANDER = 60.0
-"""Seconds of the slow swing of a value."""
-LAG_STEPS = 5.0
-"""Time constant of a loop's process, in steps of the loop."""
-COUNTS_PER_SECOND = 3.0
-DEFAULT_SPAN = (0.0, 100.0)
-MARGIN = 0.1
+MOST_READ = {1: 2000, 2: 2000, 3: 125, 4: 125}
+MOST_WRITTEN = {15: 1968, 16: 123}
+COIL_ON, COIL_OFF = 0xFF00, 0x0000
+IDENTIFY, DEVICE_IDENTIFICATION = 0x2B, 0x0E
 IDENTITY = ("Edgetwin", "simulated device", "0")
+"""Vendor, product code, revision."""
+CONFORMITY = 0x81
+"""Basic identification, as a stream or one by one."""
+
+MARGIN = 0.1
+"""Of the span of a process variable, left free at both ends."""
+RIPPLE = 0.001
+STEPS_IN_LAG = 5.0
+"""Time constants are at least so many steps of the loop, and times its gain: what its own controller can hold."""
 
 Cell = tuple[Table, int]
 
 
-@dataclass
-class SimulatedDevice:
-    """Registers and bits of one device. `now` gives monotonic seconds."""
+@dataclass(slots=True)
+class Process:
+    """A first-order process from the loop's output to its process variable."""
 
-    device: Device
-    loops: tuple[LoopConfig, ...]
-    now: Callable[[], float]
-    cells: dict[Cell, int] = field(default_factory=dict)
-    written: set[str] = field(default_factory=set)
-    _pv: dict[str, float] = field(default_factory=dict)
-    _stepped: float | None = None
+    loop: LoopConfig
+    low: float
+    high: float
+    value: float | None = None
+    stepped: float = 0.0
 
-    def __post_init__(self) -> None:
-        self._start = self.now()
-        for tag in self.device.tags.values():
-            for address in range(tag.address, tag.address + tag.count):
-                self.cells.setdefault((tag.table, address), 0)
-        for request in plan_device(self.device):  # what is read between tags is there, and empty
-            for address in range(request.address, request.address + request.count):
-                self.cells.setdefault((request.table, address), 0)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Moves every value on to the present."""
-        t = self.now() - self._start
-        outputs = {loop.pv[1]: loop for loop in self.loops}
-        powers = {tag.scale_from for tag in self.device.tags.values()}
-        interlocks = {key[1] for loop in self.loops for key in loop.interlock if key[0] == self.device.name}
-        for tag in self.device.tags.values():
-            if tag.name in self.written:
-                continue
-            if tag.name in outputs:
-                self._store(tag, self._process(outputs[tag.name], tag, t))
-            elif tag.name in powers:
-                self._store(tag, -1)
-            elif tag.name in interlocks:
-                self._store(tag, True)
-            else:
-                self._store(tag, lifelike(tag, t))
-        self._stepped = t
-
-    def _process(self, loop: LoopConfig, tag: Tag, t: float) -> float:
-        """First order from the loop's output onto the range of its process variable."""
-        low, high = tag.range or DEFAULT_SPAN
+    @property
+    def lag(self) -> float:
+        """Time constant in seconds: the model's t1 or the controller's ti, longer where the gain asks for it."""
+        loop = self.loop
         least, most = loop.limits
-        out = self._value(self.device.tags[loop.out[1]]) if loop.out[0] == self.device.name else None
-        share = ((float(out) if out is not None else least) - least) / ((most - least) or 1.0)
-        goal = low + (high - low) * (
-            MARGIN + (1 - 2 * MARGIN) * (share if loop.action == "reverse" else 1 - share)
-        )
-        before = self._pv.setdefault(tag.name, goal)
-        passed = t - (self._stepped if self._stepped is not None else t)
-        value = before + (goal - before) * (1 - math.exp(-passed / (LAG_STEPS * loop.every)))
-        self._pv[tag.name] = value
-        return value + 0.001 * (high - low) * math.sin(7.0 * t)
+        gain = loop.controller.kp * (self.high - self.low) / ((most - least) or 1.0)
+        natural = loop.model.t1 if loop.model is not None else loop.controller.ti
+        return max(natural, STEPS_IN_LAG * loop.every * max(1.0, abs(gain)))
 
-    def _value(self, tag: Tag) -> Plain:
-        request = request_for(self.device, (tag.name,))
-        return (
-            Decoder(request, self.device)
-            .decode(self._data(tag.table, request.address, request.count))
-            .plain[0]
-        )
+    def step(self, out: float, t: float) -> float:
+        """The process variable at time t, after the output has been `out` since the step before."""
+        least, most = self.loop.limits
+        share = min(max((out - least) / ((most - least) or 1.0), 0.0), 1.0)
+        if self.loop.action == "direct":
+            share = 1.0 - share
+        goal = self.low + (self.high - self.low) * share
+        if self.value is None:
+            self.value = goal
+        else:
+            self.value += (goal - self.value) * -math.expm1((self.stepped - t) / self.lag)
+        self.stepped = t
+        return self.value + RIPPLE * (self.high - self.low) * math.sin(7.0 * t)
 
-    def _store(self, tag: Tag, value: Plain) -> None:
-        writable = dataclasses.replace(tag, write=Write(range=(-math.inf, math.inf)), missing=())
-        try:
-            wire = encode(writable, self.device, value, -1 if tag.scale_from else None)
-        except EncodeProblem:
-            return
-        self._apply(tag.table, wire)
 
-    def _apply(self, table: Table, wire: WireWrite) -> None:
+@dataclass(slots=True)
+class Unit:
+    """Registers and bits of one unit on one line: of one device, or of several that name the same unit."""
+
+    cells: dict[Cell, int] = field(default_factory=dict)
+    writable: set[Cell] = field(default_factory=set)
+    written: set[Cell] = field(default_factory=set)
+    devices: list[Device] = field(default_factory=list)
+    signals: list[tuple[Device, Signal]] = field(default_factory=list)
+
+    def write(self, wire: WireWrite, table: Table) -> None:
+        """Takes a frame as the device does."""
         if wire.masked:
             old = self.cells[(table, wire.address)]
             self.cells[(table, wire.address)] = (old & wire.and_mask) | (wire.or_mask & ~wire.and_mask)
@@ -113,33 +93,8 @@ class SimulatedDevice:
         for k, one in enumerate(wire.bits or wire.words):
             self.cells[(table, wire.address + k)] = int(one)
 
-    # -- Modbus -------------------------------------------------------------------------------------------------
-
-    def answer(self, pdu: bytes) -> bytes:
-        """The reply to one request."""
-        function = pdu[0]
-        try:
-            if function in TABLE_OF and len(pdu) == 5:
-                return self._read(function, *struct.unpack(">HH", pdu[1:]))
-            if function in (5, 6, 15, 16, 22):
-                return self._write(function, pdu)
-            if function == 0x2B and pdu[1:2] == b"\x0e":
-                return self._identify()
-            code = ILLEGAL_FUNCTION
-        except KeyError:
-            code = ILLEGAL_ADDRESS
-        except (struct.error, ValueError, IndexError):
-            code = ILLEGAL_VALUE
-        return bytes([function | 0x80, code])
-
-    def _read(self, function: int, address: int, count: int) -> bytes:
-        if not 1 <= count <= (2000 if function < 3 else 125):
-            raise ValueError(count)
-        self.refresh()
-        data = self._data(TABLE_OF[function], address, count)
-        return bytes([function, len(data)]) + data
-
-    def _data(self, table: Table, address: int, count: int) -> bytes:
+    def data(self, table: Table, address: int, count: int) -> bytes:
+        """The data bytes of a reply. Raises KeyError for an address that is not there."""
         cells = [self.cells[(table, at)] for at in range(address, address + count)]
         if READ_FUNCTION[table] > 2:
             return struct.pack(f">{count}H", *cells)
@@ -148,119 +103,205 @@ class SimulatedDevice:
             packed[k // 8] |= bit << k % 8
         return bytes(packed)
 
-    def _write(self, function: int, pdu: bytes) -> bytes:
-        address, value = struct.unpack(">HH", pdu[1:5])
-        if function == 5:
-            self._put("coil", address, [value == 0xFF00])
-        elif function == 6:
-            self._put("holding", address, [value])
-        elif function == 15:
-            self._put("coil", address, [pdu[6 + k // 8] >> k % 8 & 1 for k in range(value)])
-        elif function == 16:
-            self._put("holding", address, list(struct.unpack(f">{value}H", pdu[6:])))
-        else:
-            (or_mask,) = struct.unpack(">H", pdu[5:7])
-            old = self.cells[("holding", address)]
-            self._put("holding", address, [(old & value) | (or_mask & ~value & 0xFFFF)])
-            return pdu
-        return pdu[:5]
 
-    def _put(self, table: Table, address: int, values: list[int]) -> None:
-        """Only tags with `write` take a write; the others are refused as a device refuses them."""
-        touched = range(address, address + len(values))
-        tags = [
-            tag
-            for tag in self.device.tags.values()
-            if tag.table == table and tag.address < touched.stop and touched.start < tag.address + tag.count
-        ]
-        if not any(tag.write is not None for tag in tags):
-            raise KeyError(address)
-        for at in touched:
-            if (table, at) not in self.cells:
-                raise KeyError(at)
-        for at, value in zip(touched, values):
-            self.cells[(table, at)] = int(value)
-        self.written |= {tag.name for tag in tags}
+class Simulation:
+    """All devices of a configuration. `now` gives monotonic seconds."""
 
-    def _identify(self) -> bytes:
-        """Function 43/14, basic identification (Modbus application protocol V1.1b3, 6.21)."""
-        objects = b"".join(bytes([k, len(text)]) + text.encode() for k, text in enumerate(IDENTITY))
-        return bytes([0x2B, 0x0E, 1, 1, 0, 0, len(IDENTITY)]) + objects
-
-
-def lifelike(tag: Tag, t: float) -> Plain:
-    """A value that a tag may have after t seconds: swings within its range, counts up, walks through its states."""
-    seed = zlib.crc32(tag.name.encode()) % 1000
-    if tag.type == "string":
-        return f"SIM-{seed:03d}"[: tag.length]
-    if tag.boolean:
-        return math.sin((t + seed) / 10.0) > -0.5
-    if tag.states:
-        names = sorted(tag.states)
-        return names[int(t / 20.0) % len(names)]
-    if tag.bits is not None:
-        return int(t / 10.0) % (1 << (tag.bits[1] - tag.bits[0] + 1))
-    if tag.counter:
-        return (seed + int(t * COUNTS_PER_SECOND)) * float(abs(tag.scale))
-    low, high = _span(tag)
-    middle, half = (low + high) / 2, (high - low) / 2
-    swing = 0.6 * math.sin(2 * math.pi * (t + seed) / WANDER) + 0.05 * math.sin(11.0 * t + seed)
-    return middle + half * swing
-
-
-def _span(tag: Tag) -> tuple[float, float]:
-    if tag.loop_current:
-        return 4.0, 20.0
-    if tag.range is not None:
-        return tag.range
-    if tag.write is not None and tag.write.range is not None:
-        return tag.write.range
-    scale, offset = float(tag.scale), float(tag.offset)
-    ends = sorted((DEFAULT_SPAN[0] * scale + offset, DEFAULT_SPAN[1] * scale + offset))
-    return ends[0], ends[1]
-
-
-class Line:
-    """All simulated devices of one URL, by unit."""
-
-    def __init__(self, config: Config, url: str, now: Callable[[], float]) -> None:
-        self.units: dict[int, SimulatedDevice] = {}
-        by_unit: dict[int, list[Device]] = {}
+    def __init__(self, config: Config, now: Callable[[], float]) -> None:
+        self._config = config
+        self._now = now
+        self._start = now()
+        self._units: dict[tuple[str, int], Unit] = {}
+        self._signals: dict[Key, Signal] = {}
+        self._processes: dict[Key, Process] = {}
+        self._decoders: dict[Key, Decoder] = {}
+        self._true = {key for loop in config.loops.values() for key in loop.interlock}
+        outputs = {loop.out for loop in config.loops.values()}
         for device in config.devices.values():
-            if device.url.text == url:
-                by_unit.setdefault(device.unit, []).append(device)
-        for unit, devices in by_unit.items():
-            loops = tuple(config.loops.values())
-            self.units[unit] = SimulatedDevice(*_one_set_of_registers(devices, loops), now)
+            unit = self._units.setdefault((device.url.text, device.unit), Unit())
+            unit.devices.append(device)
+            for tag, bound in _signals(device, outputs):
+                self._signals[(device.name, tag.name)] = bound
+                unit.signals.append((device, bound))
+            _lay_out(unit, device)
+        for loop in config.loops.values():
+            low, high = _process_span(self._signals[loop.pv], loop)
+            self._processes[loop.pv] = Process(loop, low, high)
+        for unit in self._units.values():
+            for device, bound in unit.signals:
+                self._refresh(unit, device, bound)
 
-    def answer(self, unit: int, pdu: bytes) -> bytes | None:
-        device = self.units.get(unit)
-        return None if device is None else device.answer(pdu)
+    @property
+    def lines(self) -> Mapping[str, Mapping[int, tuple[str, ...]]]:
+        """URL text -> unit -> names of its devices, in the order of the file."""
+        found: dict[str, dict[int, tuple[str, ...]]] = {}
+        for (url, unit), one in self._units.items():
+            found.setdefault(url, {})[unit] = tuple(device.name for device in one.devices)
+        return found
+
+    def line(self, url: str) -> Callable[[int, bytes], bytes | None]:
+        """The answers of a line's URL: (unit, PDU of the request) -> PDU of the reply, None for silence."""
+
+        def answer(unit: int, pdu: bytes) -> bytes | None:
+            found = self._units.get((url, unit))
+            return None if found is None else self._answer(found, pdu)
+
+        return answer
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def _refresh(self, unit: Unit, device: Device, bound: Signal) -> None:
+        """Moves one tag's registers on to the present."""
+        tag = bound.tag
+        if not unit.written.isdisjoint(_cells(tag)):
+            return
+        key = (device.name, tag.name)
+        t = self._now() - self._start
+        process = self._processes.get(key)
+        if process is not None:
+            raw = bound.raw_of(process.step(self._output(process.loop), t))
+        elif key in self._true and tag.boolean:
+            raw = True
+        else:
+            raw = bound.raw_at(t)
+        with contextlib.suppress(EncodeProblem):  # a bit field across two registers stays 0
+            unit.write(bound.wire(device, raw), tag.table)
+
+    def _output(self, loop: LoopConfig) -> float:
+        """What the loop's output register holds now."""
+        device = self._config.devices[loop.out[0]]
+        unit = self._units[(device.url.text, device.unit)]
+        bound = self._signals[loop.out]
+        if loop.out not in self._processes:
+            self._refresh(unit, device, bound)
+        decoder = self._decoders.get(loop.out)
+        request = request_for(device, (bound.tag.name,))
+        if decoder is None:
+            decoder = self._decoders[loop.out] = Decoder(request, device)
+        powers = {name: _power(device, bound.tag) for name in decoder.elsewhere}
+        decoded = decoder.decode(unit.data(bound.tag.table, request.address, request.count), powers)
+        value = decoded.plain[0]
+        return float(value) if isinstance(value, int | float) else loop.limits[0]
+
+    # -- Modbus -------------------------------------------------------------------------------------------------
+
+    def _answer(self, unit: Unit, pdu: bytes) -> bytes:
+        function = pdu[0]
+        try:
+            if function in TABLE_OF:
+                return self._read(unit, function, *struct.unpack(">HH", pdu[1:]))
+            if function in (5, 6, 15, 16, 22):
+                return _write(unit, function, pdu)
+            if function == IDENTIFY and pdu[1:2] == bytes([DEVICE_IDENTIFICATION]):
+                return _identify(*struct.unpack(">BB", pdu[2:]))
+            code = ILLEGAL_FUNCTION
+        except KeyError:
+            code = ILLEGAL_ADDRESS
+        except (struct.error, ValueError):
+            code = ILLEGAL_VALUE
+        return bytes([function | 0x80, code])
+
+    def _read(self, unit: Unit, function: int, address: int, count: int) -> bytes:
+        if not 1 <= count <= MOST_READ[function]:
+            raise ValueError(count)
+        table = TABLE_OF[function]
+        for device, bound in unit.signals:
+            tag = bound.tag
+            if tag.table == table and tag.address < address + count and address < tag.address + tag.count:
+                self._refresh(unit, device, bound)
+        data = unit.data(table, address, count)
+        return bytes([function, len(data)]) + data
 
 
-def _one_set_of_registers(
-    devices: list[Device], loops: tuple[LoopConfig, ...]
-) -> tuple[Device, tuple[LoopConfig, ...]]:
-    """All that the names of one unit say about it, and the loops of its process variables."""
-    own = devices[0].name
+def _signals(device: Device, outputs: set[Key]) -> list[tuple[Tag, Signal]]:
+    """Each tag bound to what it may hold, powers of ten first known."""
+    names = {tag.scale_from for tag in device.tags.values()}
+    found = []
+    for tag in device.tags.values():
+        if tag.name in names:
+            found.append((tag, power_signal(tag)))
+        else:
+            still = tag.write is not None and (device.name, tag.name) not in outputs
+            found.append((tag, signal(tag, power=_power(device, tag) or 0, still=still)))
+    return found
 
-    def name_of(device: str, tag: str) -> str:
-        return tag if device == own else f"{device}/{tag}"
 
-    names = {device.name for device in devices}
-    tags: dict[str, Tag] = {}
-    for device in devices:
-        for tag in device.tags.values():
-            power = tag.scale_from and name_of(device.name, tag.scale_from)
-            name = name_of(device.name, tag.name)
-            tags[name] = dataclasses.replace(tag, name=name, scale_from=power)
-    renamed = tuple(
-        dataclasses.replace(
-            loop,
-            pv=(own, name_of(*loop.pv)),
-            out=(own, name_of(*loop.out)) if loop.out[0] in names else loop.out,
-        )
-        for loop in loops
-        if loop.pv[0] in names
-    )
-    return dataclasses.replace(devices[0], tags=tags), renamed
+def _power(device: Device, tag: Tag) -> int | None:
+    """The power of ten that the register of `scale_from` holds while nobody writes it; None without one."""
+    if tag.scale_from is None:
+        return None
+    low, _ = power_signal(device.tags[tag.scale_from]).span
+    return power_of(int(low)) if low == int(low) else None
+
+
+def _lay_out(unit: Unit, device: Device) -> None:
+    """Empty registers and bits for all that is read, what lies between tags of one request too."""
+    for request in plan_device(device):
+        for address in range(request.address, request.address + request.count):
+            unit.cells.setdefault((request.table, address), 0)
+    for tag in device.tags.values():
+        if tag.write is not None:
+            unit.writable.update(_cells(tag))
+
+
+def _cells(tag: Tag) -> list[Cell]:
+    return [(tag.table, address) for address in range(tag.address, tag.address + tag.count)]
+
+
+def _process_span(pv: Signal, loop: LoopConfig) -> tuple[float, float]:
+    """Where the output's limits bring the process variable: within its range and the loop's trip limits."""
+    low, high = pv.span
+    if loop.trip is not None and max(low, loop.trip[0]) < min(high, loop.trip[1]):
+        low, high = max(low, loop.trip[0]), min(high, loop.trip[1])
+    margin = MARGIN * (high - low)
+    return low + margin, high - margin
+
+
+def _write(unit: Unit, function: int, pdu: bytes) -> bytes:
+    """Only registers of tags with `write` take a write; others are refused as a device refuses them."""
+    address, value = struct.unpack(">HH", pdu[1:5])
+    if function == 5:
+        if value not in (COIL_ON, COIL_OFF) or len(pdu) != 5:
+            raise ValueError(value)
+        _put(unit, "coil", address, [value == COIL_ON])
+    elif function == 6:
+        if len(pdu) != 5:
+            raise ValueError(len(pdu))
+        _put(unit, "holding", address, [value])
+    elif function == 22:
+        (or_mask,) = struct.unpack(">H", pdu[5:])
+        old = unit.cells[("holding", address)]
+        _put(unit, "holding", address, [(old & value) | (or_mask & ~value & 0xFFFF)])
+        return pdu
+    else:
+        size = (value + 7) // 8 if function == 15 else 2 * value
+        data = pdu[6:]
+        if not 1 <= value <= MOST_WRITTEN[function] or pdu[5:6] != bytes([size]) or len(data) != size:
+            raise ValueError(value)
+        if function == 15:
+            _put(unit, "coil", address, [data[k // 8] >> k % 8 & 1 for k in range(value)])
+        else:
+            _put(unit, "holding", address, list(struct.unpack(f">{value}H", data)))
+    return pdu[:5]
+
+
+def _put(unit: Unit, table: Table, address: int, values: list[int]) -> None:
+    cells: list[Cell] = [(table, address + k) for k in range(len(values))]
+    if not unit.writable.issuperset(cells):
+        raise KeyError(address)
+    unit.cells.update(zip(cells, map(int, values)))
+    unit.written.update(cells)
+
+
+def _identify(code: int, first: int) -> bytes:
+    """Function 43/14, read device identification (Modbus application protocol V1.1b3, 6.21)."""
+    if not 1 <= code <= 4:
+        raise ValueError(code)
+    if code == 4:
+        if first >= len(IDENTITY):
+            raise KeyError(first)
+        numbers = [first]
+    else:
+        numbers = list(range(first if first < len(IDENTITY) else 0, len(IDENTITY)))
+    objects = b"".join(bytes([k, len(IDENTITY[k])]) + IDENTITY[k].encode() for k in numbers)
+    return bytes([IDENTIFY, DEVICE_IDENTIFICATION, code, CONFORMITY, 0, 0, len(numbers)]) + objects

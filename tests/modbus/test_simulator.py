@@ -1,426 +1,539 @@
-"""The simulated devices: at PDU level with a time of the test's own, and as processes of the command."""
+"""Simulated devices: values that are lifelike and legal, writes that stay, loops that close, and the command."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-import os
-import signal
+import signal as signals
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from agent.config.load import load, parse
-from agent.config.types import Config
-from agent.modbus.codec import Decoded, Decoder
-from agent.modbus.plan import request_for
+from agent.config.load import load
+from agent.config.tags import raw_range
+from agent.config.types import (
+    Avoid,
+    Config,
+    ControllerConfig,
+    Device,
+    LoopConfig,
+    ModelConfig,
+    Tag,
+    Url,
+    Write,
+)
+from agent.control.pid import Pid
+from agent.modbus.codec import Decoded, Decoder, encode, power_of
+from agent.modbus.framers import Answer
+from agent.modbus.plan import plan_device, request_for
+from agent.modbus.requests import write_steps
 from agent.modbus.simulated import ports, redirect
-from agent.modbus.simulator import Line, SimulatedDevice
+from agent.modbus.simulator import Simulation
+from agent.runtime.clock import FakeClock
 from agent.twin.quality import Quality
+from agent.twin.records import Plain
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "config.example.yaml"
-
-PLANT = """
-devices:
-  d:
-    url: tcp://127.0.0.1:502
-    unit: 3
-    tags:
-      flt: {holding: 0, type: float32, range: [-40, 400], unit: °C}
-      swapped: {holding: 2, type: float32, order: CDAB, range: [5, 6]}
-      scaled: {holding: 4, type: int16, scale: 0.01, offset: -20, range: [-10, 10]}
-      double: {holding: 8, type: float64, order: DCBA, range: [1000, 2000]}
-      bcd: {holding: 12, type: bcd32, range: [100, 999]}
-      current: {input: 0, type: uint16, scale: 0.001, loop_current: true}
-      long: {input: 1, type: uint32, range: [70000, 80000]}
-      energy: {input: 20, type: uint64, counter: true}
-      fault: {holding: 20, states: {0: ok, 3: overheat}}
-      bit: {holding: 21, bit: 4}
-      field: {holding: 21, bits: 8-11}
-      text: {holding: 22, type: string, length: 7}
-      power: {holding: 30, type: int16, scale_from: sf, range: [10, 20]}
-      sf: {holding: 31, type: int16}
-      coil: {coil: 3}
-      discrete: {discrete: 9}
-      out: {holding: 40, scale: 0.1, range: [0, 100], write: {range: [0, 100]}}
-      pv: {holding: 41, scale: 0.01, range: [0, 200]}
-      target: {holding: 42, type: int16, write: true}
-      flags: {holding: 43, bits: 0-3, write: true}
-      switch: {coil: 5, write: true}
-loops:
-  l: {pv: d/pv, out: d/out, setpoint: 50, every: 1s}
-"""
+HERE = Url("tcp://127.0.0.1:502", "tcp", "127.0.0.1", 502)
+THERE = Url("rtu:///dev/ttyUSB0?baud=9600", "rtu", path="/dev/ttyUSB0", baud=9600)
 
 
-class Time:
-    now = 500.0
+class Bench:
+    """A simulation on a clock moved by hand, read and written as a line does."""
 
-    def __call__(self) -> float:
-        return self.now
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clock = FakeClock()
+        self.simulation = Simulation(config, self.clock.mono)
 
+    def send(self, pdu: bytes, *, url: Url = HERE, unit: int = 1) -> bytes | None:
+        return self.simulation.line(url.text)(unit, pdu)
 
-def configured(text: str) -> Config:
-    loaded = parse(text, "config.yaml")
-    assert loaded.config is not None, [str(problem) for problem in loaded.problems]
-    return loaded.config
+    def poll(self, name: str, *, whole: bool = True) -> dict[str, tuple[Plain, Quality]]:
+        """tag -> (value, quality) of a device, by the requests of its plan or by one for each tag."""
+        device = self.config.devices[name]
+        requests = plan_device(device) if whole else tuple(request_for(device, (tag,)) for tag in device.tags)
+        found: dict[str, tuple[Plain, Quality]] = {}
+        for _ in range(2):  # powers of ten from another reply are known the second time
+            for request in requests:
+                pdu = struct.pack(">BHH", request.function, request.address, request.count)
+                reply = self.send(pdu, url=device.url, unit=device.unit)
+                assert reply is not None and reply[0] == request.function, request
+                decoder = Decoder(request, device)
+                powers = {
+                    tag: power_of(found.get(device.tags[tag].scale_from or "", (None,))[0])
+                    for tag in decoder.elsewhere
+                }
+                decoded: Decoded = decoder.decode(reply[2:], powers)
+                for tag, plain, quality in zip(request.tags, decoded.plain, decoded.quality):
+                    found[tag] = plain, Quality(int(quality))
+        return found
 
+    def value(self, name: str, tag: str) -> Plain:
+        return self.poll(name)[tag][0]
 
-@pytest.fixture
-def now() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def device(now: Time) -> SimulatedDevice:
-    config = configured(PLANT)
-    return SimulatedDevice(config.devices["d"], tuple(config.loops.values()), now)
-
-
-def read(device: SimulatedDevice, name: str) -> Decoded:
-    """One tag as the agent's own decoder reads it from the simulated device."""
-    request = request_for(device.device, (name,))
-    reply = device.answer(struct.pack(">BHH", request.function, request.address, request.count))
-    assert reply[0] == request.function and reply[1] == len(reply) - 2
-    decoder = Decoder(request, device.device)
-    return decoder.decode(reply[2:], {"power": -1} if name in decoder.elsewhere else None)
-
-
-def words(device: SimulatedDevice, address: int, count: int = 1) -> list[int]:
-    reply = device.answer(struct.pack(">BHH", 3, address, count))
-    assert reply[0] == 3
-    return list(struct.unpack(f">{count}H", reply[2:]))
-
-
-# -- reads ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["flt", "swapped", "scaled", "double", "bcd", "long", "power", "pv", "out"])
-def test_a_number_stays_in_its_range_and_moves(device: SimulatedDevice, now: Time, name: str) -> None:
-    low, high = device.device.tags[name].range or (0, 0)
-    seen = set()
-    for _ in range(40):
-        got = read(device, name)
-        assert got.quality[0] == Quality.GOOD
-        assert isinstance(got.plain[0], int | float) and low <= got.plain[0] <= high
-        seen.add(got.plain[0])
-        now.now += 1.7
-    assert len(seen) > 5 or name == "pv"  # the pv of a loop follows its output, tested below
+    def write(self, name: str, tag: str, value: Plain) -> bytes | None:
+        """Sends the frames of a write; the last reply."""
+        device = self.config.devices[name]
+        steps = write_steps(encode(device.tags[tag], device, value))
+        function, body = next(steps)
+        while True:
+            reply = self.send(bytes([function]) + body, url=device.url, unit=device.unit)
+            assert reply is not None
+            exception = reply[1] if reply[0] & 0x80 else None
+            payload = None if exception is not None else reply[2:] if function < 5 else b""
+            try:
+                function, body = steps.send(Answer(payload, exception, 0.0, 0.0))
+            except StopIteration:
+                return reply
 
 
-def test_a_current_stays_between_4_and_20_mA(device: SimulatedDevice, now: Time) -> None:
-    for _ in range(40):
-        got = read(device, "current")
-        assert got.quality[0] == Quality.GOOD and 4.0 <= got.value[0] <= 20.0
-        now.now += 1.7
+def device(
+    *tags: Tag, name: str = "d", url: Url = HERE, unit: int = 1, avoid: tuple[Avoid, ...] = ()
+) -> Device:
+    return Device(name, url, unit=unit, avoid=avoid, tags={tag.name: tag for tag in tags})
 
 
-def test_a_counter_only_grows(device: SimulatedDevice, now: Time) -> None:
-    before = -1
+def bench(*devices: Device, loops: Mapping[str, LoopConfig] | None = None) -> Bench:
+    return Bench(Config("c.yaml", "gw", None, devices={one.name: one for one in devices}, loops=loops or {}))
+
+
+def example() -> Config:
+    config = load(str(EXAMPLE)).config
+    assert config is not None
+    return config
+
+
+# -- values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_value_of_the_example_is_good_at_any_time(whole: bool) -> None:
+    plant = Bench(example())
+    seen: dict[str, set[Plain]] = {}
+    for _ in range(120):
+        for name in plant.config.devices:
+            for tag, (plain, quality) in plant.poll(name, whole=whole).items():
+                assert quality is Quality.GOOD, (name, tag, plain)
+                seen.setdefault(tag, set()).add(plain)
+        plant.clock.advance(3.7)
+    constant = {tag for tag, values in seen.items() if len(values) == 1}
+    assert constant == {
+        "serial",
+        "power_sf",
+        "target",
+        "watchdog",
+        "running",
+    }  # still, written, or an interlock
+    assert seen["fault_code"] == {0, 3}
+
+
+TYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64", "bcd16", "bcd32", "float32", "float64")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(TYPES),
+    order=st.sampled_from(["ABCD", "CDAB", "BADC", "DCBA"]),
+    scale=st.sampled_from(["1", "0.1", "0.001", "-0.5", "250"]),
+    offset=st.sampled_from(["0", "-40", "273.15"]),
+    steps=st.none() | st.tuples(st.integers(0, 9000), st.integers(0, 900)),
+    missing=st.lists(st.integers(0, 60), max_size=3),
+    counter=st.booleans(),
+    t=st.floats(0, 1e6),
+)
+def test_values_are_legal_whatever_the_tag(  # type: ignore[no-untyped-def]
+    kind, order, scale, offset, steps, missing, counter, t
+) -> None:
+    limits = None
+    if steps is not None:
+        ends = (steps[0] * Decimal(scale) + Decimal(offset), sum(steps) * Decimal(scale) + Decimal(offset))
+        limits = (float(min(ends)), float(max(ends)))
+        if set(range(steps[0], sum(steps) + 1)) <= set(missing):
+            missing = []  # some value must be left
+    tag = Tag(
+        "t", "holding", 7, type=kind, order=order, scale=Decimal(scale), offset=Decimal(offset), range=limits,
+        missing=() if kind.startswith("float") else tuple(missing),
+        counter=counter and not kind.startswith("float"),
+    )  # fmt: skip
+    plant = bench(device(tag))
+    plant.clock.advance(t)
+    plain, quality = plant.poll("d")["t"]
+    assert quality is Quality.GOOD, plain
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=st.sampled_from(TYPES), low=st.floats(-1e12, 1e12), width=st.floats(0, 1e9))
+def test_a_range_beyond_the_type_gives_the_nearest_that_it_holds(kind: str, low: float, width: float) -> None:
+    tag = Tag("t", "holding", 0, type=kind, range=(low, low + width))
+    plain, _ = bench(device(tag)).poll("d")["t"]
+    bounds = raw_range(tag)
+    least, most = bounds if bounds is not None else (low, low + width)
+    assert isinstance(plain, int | float)
+    nearest = min(max(plain, low), low + width)
+    slack = 1.0 if bounds is not None else 1e-6 * abs(plain) + 1e-40
+    assert abs(plain - nearest) <= slack or plain in (least, most)
+
+
+def test_a_counter_counts_up_and_rolls_over() -> None:
+    plant = bench(device(Tag("n", "holding", 0, type="uint16", counter=True)))
+    counts = []
+    for _ in range(500):
+        counts.append(plant.value("d", "n"))
+        plant.clock.advance(50.0)
+    steps = [(after - before) % 65536 for before, after in itertools.pairwise(counts)]  # type: ignore[operator]
+    assert set(steps) == {150}
+    assert sum(after < before for before, after in itertools.pairwise(counts)) == 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("power", "want"),
+    [
+        (Tag("sf", "holding", 9, type="int16"), -1),
+        (Tag("sf", "holding", 9), 0),
+        (Tag("sf", "holding", 9, type="int16", range=(2, 3)), 2),
+        (Tag("sf", "holding", 9, type="int16", missing=(-1,)), -2),
+        (Tag("sf", "holding", 900, type="int16"), -1),
+    ],
+)
+def test_powers_of_ten_are_constant_and_their_values_in_range(power: Tag, want: int) -> None:
+    plant = bench(device(Tag("p", "holding", 0, type="int32", scale_from="sf", range=(-5000, 5000)), power))
     for _ in range(20):
-        [count] = read(device, "energy").plain
-        assert isinstance(count, int) and count > before
-        before = count
-        now.now += 1.0
+        values = plant.poll("d")
+        assert values["sf"][0] == want
+        assert values["p"][1] is Quality.GOOD
+        plant.clock.advance(7.0)
 
 
-def test_states_bits_and_text(device: SimulatedDevice, now: Time) -> None:
-    codes, bits, fields, coils, discretes = set(), set(), set(), set(), set()
-    for _ in range(80):
-        codes.add(read(device, "fault").plain[0])
-        bits.add(read(device, "bit").plain[0])
-        fields.add(read(device, "field").plain[0])
-        coils.add(read(device, "coil").plain[0])
-        discretes.add(read(device, "discrete").plain[0])
-        now.now += 2.3
-    assert codes == {0, 3}
-    assert bits == coils == discretes == {True, False}
-    assert fields == set(range(16))
-    [text] = read(device, "text").plain
+def test_text_bits_and_fields() -> None:
+    tags = (
+        Tag("s", "holding", 0, type="string", length=5, order="BADC"),
+        Tag("b", "input", 4, bit=3),
+        Tag("f", "input", 4, bits=(4, 6), states={1: "one", 5: "five"}),
+        Tag("d", "discrete", 2, type="bool"),
+        Tag("two", "holding", 20, type="uint32", bits=(14, 17)),
+    )
+    plant = bench(device(*tags))
+    seen: dict[str, set[Plain]] = {tag.name: set() for tag in tags}
+    for _ in range(60):
+        for tag, (plain, quality) in plant.poll("d").items():
+            assert quality is Quality.GOOD
+            seen[tag].add(plain)
+        plant.clock.advance(2.0)
+    assert seen["b"] == seen["d"] == {True, False}
+    assert seen["f"] == {1, 5}
+    assert seen["two"] == {0}
+    [text] = seen["s"]
     assert isinstance(text, str) and text.startswith("SIM-")
 
 
-def test_the_same_time_gives_the_same_values(now: Time) -> None:
-    config = configured(PLANT)
-    one, other = (SimulatedDevice(config.devices["d"], (), now) for _ in range(2))
-    assert words(one, 0, 14) == words(other, 0, 14)
+def test_two_names_for_one_unit_share_its_registers() -> None:
+    one = device(Tag("a", "holding", 0, write=Write()))
+    other = device(
+        Tag("b", "holding", 0),
+        Tag("v", "holding", 5, type="int16", scale_from="sf"),
+        Tag("sf", "holding", 6, type="int16"),
+        name="e",
+    )
+    plant = bench(one, other)
+    assert plant.write("d", "a", 4711) == bytes.fromhex("06 0000 1267")
+    assert plant.value("e", "b") == 4711
+    assert plant.poll("e")["v"][1] is Quality.GOOD
+    assert plant.simulation.lines == {HERE.text: {1: ("d", "e")}}
 
 
-def test_holes_between_tags_are_readable_and_empty(device: SimulatedDevice) -> None:
-    assert words(device, 5, 3) == [0, 0, 0]
-    assert words(device, 0, 44)[14:20] == [0] * 6
+# -- refusals ---------------------------------------------------------------------------------------------------
+
+PLAIN = (
+    Tag("ro", "holding", 0),
+    Tag("rw", "holding", 1, write=Write()),
+    Tag("rw2", "holding", 2, type="float32", write=Write()),
+    Tag("flag", "holding", 4, bit=2, write=Write()),
+    Tag("far", "holding", 9),
+    Tag("pump", "coil", 0, type="bool", write=Write()),
+    Tag("valve", "coil", 1, type="bool", write=Write()),
+    Tag("seen", "coil", 2, type="bool"),
+    Tag("in", "input", 0),
+)
 
 
 @pytest.mark.parametrize(
-    ("pdu", "code"),
+    ("request_", "reply"),
     [
-        (struct.pack(">BHH", 3, 44, 1), 2),
-        (struct.pack(">BHH", 3, 43, 2), 2),
-        (struct.pack(">BHH", 4, 24, 1), 2),
-        (struct.pack(">BHH", 1, 6, 1), 2),
-        (struct.pack(">BHH", 3, 0, 126), 3),
-        (struct.pack(">BHH", 3, 0, 0), 3),
-        (struct.pack(">BHH", 1, 3, 2001), 3),
-        (struct.pack(">BHH", 7, 0, 0), 1),
-        (struct.pack(">BH", 3, 0), 1),
+        ("03 0005 0001", "83 02"),  # in the hole that `avoid` keeps open
+        ("03 000A 0001", "83 02"),
+        ("03 0000 0000", "83 03"),
+        ("03 0000 007E", "83 03"),
+        ("01 0000 07D1", "81 03"),
+        ("03 FFFF 0002", "83 02"),
+        ("03 0000", "83 03"),
+        ("07", "87 01"),
+        ("2B 0D 01 00", "AB 01"),
+        ("06 0000 0001", "86 02"),  # no `write`
+        ("06 0009 0001", "86 02"),
+        ("06 0001", "86 03"),
+        ("10 0000 0002 04 0001 0002", "90 02"),  # one of the two has no `write`
+        ("10 0001 0001 04 0001", "90 03"),
+        ("10 0001 0001 02 000102", "90 03"),
+        ("10 0001 0000 00", "90 03"),
+        ("05 0000 1234", "85 03"),
+        ("05 0002 FF00", "85 02"),
+        ("0F 0000 0003 01 07", "8F 02"),
+        ("0F 0000 0002 02 07", "8F 03"),
+        ("16 0000 FFFF 0001", "96 02"),
+        ("16 0001 FFFF", "96 03"),
+        ("2B 0E 05 00", "AB 03"),
+        ("2B 0E 04 07", "AB 02"),
     ],
 )
-def test_what_is_refused(device: SimulatedDevice, pdu: bytes, code: int) -> None:
-    assert device.answer(pdu) == bytes([pdu[0] | 0x80, code])
+def test_refused_as_a_device_refuses(request_: str, reply: str) -> None:
+    plant = bench(device(*PLAIN, avoid=(Avoid("holding", 5, 5),)))
+    before = [plant.send(bytes.fromhex("03 0000 0005")), plant.send(bytes.fromhex("01 0000 0003"))]
+    assert plant.send(bytes.fromhex(request_)) == bytes.fromhex(reply)
+    after = [plant.send(bytes.fromhex("03 0000 0005")), plant.send(bytes.fromhex("01 0000 0003"))]
+    assert before == after
 
 
-def test_it_says_who_it_is(device: SimulatedDevice) -> None:
-    reply = device.answer(b"\x2b\x0e\x01\x00")
-    assert reply[:7] == b"\x2b\x0e\x01\x01\x00\x00\x03"
-    rest, texts = reply[7:], []
-    while rest:
-        texts.append(rest[2 : 2 + rest[1]].decode())
-        rest = rest[2 + rest[1] :]
-    assert texts[:2] == ["Edgetwin", "simulated device"]
+def test_unknown_units_are_silent_and_lines_are_apart() -> None:
+    plant = bench(
+        device(Tag("a", "holding", 0)), device(Tag("a", "holding", 50), name="e", url=THERE, unit=7)
+    )
+    ask = bytes.fromhex("03 0000 0001")
+    assert plant.send(ask) is not None
+    assert plant.send(ask, unit=2) is None
+    assert plant.send(ask, url=THERE) is None
+    assert plant.send(ask, url=THERE, unit=7) == bytes.fromhex("83 02")
 
 
-# -- writes ---------------------------------------------------------------------------------------------------------
+def test_identification() -> None:
+    plant = bench(device(*PLAIN))
+    whole = plant.send(bytes.fromhex("2B 0E 01 00"))
+    assert whole is not None
+    assert whole[:7] == bytes.fromhex("2B 0E 01 81 00 00 03")
+    assert whole[7:17] == b"\x00\x08Edgetwin"
+    assert plant.send(bytes.fromhex("2B 0E 04 02")) == bytes.fromhex("2B 0E 04 81 00 00 01 02 01") + b"0"
+    assert plant.send(bytes.fromhex("2B 0E 01 01")) == bytes.fromhex("2B 0E 01 81 00 00 02") + whole[17:]
 
 
-def test_what_was_written_stays(device: SimulatedDevice, now: Time) -> None:
-    pdu = struct.pack(">BHH", 6, 42, 77)
-    assert device.answer(pdu) == pdu
-    assert device.answer(struct.pack(">BHHBH", 16, 40, 1, 2, 335)) == struct.pack(">BHH", 16, 40, 1)
-    assert device.answer(struct.pack(">BHH", 5, 5, 0xFF00)) == struct.pack(">BHH", 5, 5, 0xFF00)
-    for _ in range(30):
-        now.now += 3.1
-        assert read(device, "target").plain == [77]
-        assert read(device, "out").plain == [33.5]
-        assert read(device, "switch").plain == [True]
-    assert device.answer(b"\x0f" + struct.pack(">HHB", 5, 1, 1) + b"\x00") == struct.pack(">BHH", 15, 5, 1)
-    assert read(device, "switch").plain == [False]
-
-
-def test_a_mask_changes_its_bits_alone(device: SimulatedDevice) -> None:
-    device.answer(struct.pack(">BHH", 6, 43, 0xA5F0))
-    pdu = struct.pack(">BHHH", 22, 43, 0xFFF0, 0x0006)
-    assert device.answer(pdu) == pdu
-    assert words(device, 43) == [0xA5F6]
-    assert read(device, "flags").plain == [6]
+# -- writes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "pdu",
+    ("tag", "value"),
     [
-        struct.pack(">BHH", 6, 4, 1),  # a tag without `write`
-        struct.pack(">BHHBHH", 16, 0, 2, 4, 1, 1),
-        struct.pack(">BHH", 5, 3, 0xFF00),
-        struct.pack(">BHHH", 22, 21, 0, 1),
-        struct.pack(">BHH", 6, 50, 1),  # no tag at all
-        struct.pack(">BHHBHH", 16, 43, 2, 4, 1, 1),  # runs past the last register
+        (Tag("t", "holding", 3, write=Write()), 60000),
+        (Tag("t", "holding", 3, write=Write(function=16)), 5),
+        (Tag("t", "holding", 3, type="int16", scale=Decimal("0.1"), write=Write()), -12.3),
+        (Tag("t", "holding", 3, type="float32", order="CDAB", write=Write()), 100.1),
+        (Tag("t", "holding", 3, type="uint64", order="DCBA", write=Write()), 2**60 + 1),
+        (Tag("t", "holding", 3, type="string", length=6, write=Write()), "abc"),
+        (Tag("t", "holding", 3, type="bcd32", write=Write()), 12345678),
+        (Tag("t", "holding", 3, bit=9, write=Write()), True),
+        (Tag("t", "holding", 3, bit=9, write=Write(function=6)), True),
+        (Tag("t", "holding", 3, bits=(4, 7), write=Write()), 11),
+        (Tag("t", "holding", 3, bits=(4, 7), write=Write(function=16)), 11),
+        (Tag("t", "coil", 3, type="bool", write=Write()), True),
+        (Tag("t", "coil", 3, type="bool", write=Write(function=15)), True),
     ],
 )
-def test_only_tags_with_write_take_one(device: SimulatedDevice, pdu: bytes) -> None:
-    before = words(device, 0, 44)
-    assert device.answer(pdu) == bytes([pdu[0] | 0x80, 2])
-    assert words(device, 0, 44) == before
+def test_what_is_written_stays(tag: Tag, value: Plain) -> None:
+    plant = bench(device(tag, Tag("other", tag.table, 12, type="bool" if tag.table == "coil" else "uint16")))
+    assert plant.value("d", "t") != value
+    reply = plant.write("d", "t", value)
+    assert reply is not None and not reply[0] & 0x80
+    others = set()
+    for _ in range(40):
+        assert plant.value("d", "t") == value
+        others.add(plant.value("d", "other"))
+        plant.clock.advance(5.0)
+    assert len(others) > 1  # the rest moves on
 
 
-# -- loops ----------------------------------------------------------------------------------------------------------
+def test_a_writable_tag_is_still_until_it_is_written() -> None:
+    plant = bench(device(Tag("t", "holding", 0, range=(10, 30), write=Write())))
+    before = plant.value("d", "t")
+    plant.clock.advance(13.0)
+    assert plant.value("d", "t") == before == 20
 
 
-def settle(device: SimulatedDevice, now: Time, out: float) -> list[float]:
-    device.answer(struct.pack(">BHH", 6, 40, round(10 * out)))
+# -- loops ------------------------------------------------------------------------------------------------------
+
+
+def closed(plant: Bench, loop: LoopConfig, setpoint: float, seconds: float) -> list[float]:
+    """PVs of every step while the loop's own controller writes its output, and the last output."""
+    pid = Pid(loop)
     seen = []
-    for _ in range(60):
-        now.now += 1.0
-        seen.append(float(read(device, "pv").value[0]))
+    for _ in range(int(seconds / loop.every)):
+        pv = plant.value(*loop.pv)
+        assert isinstance(pv, int | float)
+        seen.append(float(pv))
+        reply = plant.write(*loop.out, round(pid.step(setpoint, seen[-1], 0.0, loop.every), 6))
+        assert reply is not None and not reply[0] & 0x80
+        plant.clock.advance(loop.every)
     return seen
 
 
-def test_a_pv_follows_its_output(device: SimulatedDevice, now: Time) -> None:
-    cold = settle(device, now, 0.0)
-    hot = settle(device, now, 100.0)
-    assert cold[-1] == pytest.approx(20.0, abs=1.0) and hot[-1] == pytest.approx(180.0, abs=1.0)
-    assert hot[0] < hot[4] < hot[10], "not at once: it has a time constant"
-    assert hot[4] == pytest.approx(20 + 160 * 0.632, abs=3.0), "of five steps of the loop"
+@pytest.mark.parametrize("setpoint", [60.0, 180.0, 250.0])
+def test_the_loop_of_the_example_settles(setpoint: float) -> None:
+    plant = Bench(example())
+    loop = plant.config.loops["oven"]
+    tail = closed(plant, loop, setpoint, 900.0)[-60:]
+    assert all(abs(pv - setpoint) < 5.0 for pv in tail)
+    low, high = loop.trip or (0, 0)
+    assert all(low < pv < high for pv in tail)
 
 
-def test_a_loop_of_direct_action_has_a_process_that_falls(now: Time) -> None:
-    config = configured(PLANT.replace("every: 1s}", "every: 1s, action: direct}"))
-    device = SimulatedDevice(config.devices["d"], tuple(config.loops.values()), now)
-    assert settle(device, now, 100.0)[-1] < settle(device, now, 0.0)[-1]
+@pytest.mark.parametrize(
+    "controller",
+    [
+        ControllerConfig(kp=0.5, ti=5.0),
+        ControllerConfig(kp=20.0, ti=10.0),
+        ControllerConfig(kp=1.0, ti=0.0, td=0.0),
+    ],
+)
+@pytest.mark.parametrize("action", ["reverse", "direct"])
+@pytest.mark.parametrize("out_elsewhere", [False, True])
+def test_any_loop_can_be_held(controller: ControllerConfig, action: str, out_elsewhere: bool) -> None:
+    out = Tag("out", "holding", 10, type="float32", write=Write(range=(0, 100)))
+    pv = Tag("pv", "input", 0, type="int16", scale=Decimal("0.1"), range=(-50, 150))
+    devices = (device(pv), device(out, name="e", url=THERE, unit=4)) if out_elsewhere else (device(pv, out),)
+    loop = LoopConfig(
+        "l", ("d", "pv"), (devices[-1].name, "out"), 70.0, (0, 100), every=0.5, controller=controller,
+        action=action,  # type: ignore[arg-type]
+    )  # fmt: skip
+    seen = closed(bench(*devices, loops={"l": loop}), loop, 70.0, 600.0)
+    tail = seen[-60:]
+    assert max(tail) - min(tail) < 4.0  # at rest, whatever the gain
+    if controller.ti:
+        assert abs(sum(tail) / 60 - 70.0) < 2.0
 
 
-# -- several devices ------------------------------------------------------------------------------------------------
-
-TWO = """
-devices:
-  a: {url: "tcp://127.0.0.1:502", unit: 1, tags: {x: {holding: 0, range: [1, 9]}}}
-  b: {url: "rtu:///dev/ttyUSB0", unit: 1, tags: {x: {holding: 100}}}
-  c: {url: "tcp://127.0.0.1:502", unit: 2, tags: {x: {input: 5}}}
-  same: {url: "tcp://127.0.0.1:502", unit: 1, tags: {x: {holding: 70, write: true}}}
-"""
-
-
-def test_each_unit_has_its_own_registers_and_others_are_silent(now: Time) -> None:
-    config = configured(TWO)
-    line = Line(config, config.devices["a"].url.text, now)
-    first = line.answer(1, struct.pack(">BHH", 3, 0, 1))
-    assert first is not None and first[0] == 3
-    assert line.answer(2, struct.pack(">BHH", 3, 0, 1)) == b"\x83\x02"
-    assert line.answer(7, struct.pack(">BHH", 3, 0, 1)) is None
-
-
-def test_two_names_for_one_unit_are_one_set_of_registers(now: Time) -> None:
-    config = configured(TWO)
-    line = Line(config, config.devices["a"].url.text, now)
-    write = struct.pack(">BHH", 6, 70, 5)
-    assert line.answer(1, write) == write
-    assert line.answer(1, struct.pack(">BHH", 3, 70, 1)) == b"\x03\x02\x00\x05"
-    now.now += 9.0
-    assert line.answer(1, struct.pack(">BHH", 3, 70, 1)) == b"\x03\x02\x00\x05"
-    own = line.answer(1, struct.pack(">BHH", 3, 0, 1))
-    assert own is not None and 1 <= own[3] <= 9
-    assert line.answer(1, struct.pack(">BHH", 6, 0, 5)) == b"\x86\x02"
-    seen = set()
-    for _ in range(40):
-        now.now += 1.7
-        seen.add(line.answer(1, struct.pack(">BHH", 3, 0, 1)))
-    assert len(seen) > 3, "a write to a tag of the same name stops no other"
+def test_the_process_has_the_time_constant_of_the_model() -> None:
+    out = Tag("out", "holding", 10, type="float32", write=Write(range=(0, 100)))
+    pv = Tag("pv", "input", 0, type="float32", range=(0, 100))
+    loop = LoopConfig(
+        "l", ("d", "pv"), ("d", "out"), 50.0, (0, 100), model=ModelConfig(t1=80.0),
+        controller=ControllerConfig(kp=1.0), trip=(0, 60),
+    )  # fmt: skip
+    plant = bench(device(out, pv), loops={"l": loop})
+    plant.write("d", "out", 0.0)
+    for _ in range(1000):
+        plant.clock.advance(1.0)
+        rest = plant.value("d", "pv")
+    plant.write("d", "out", 100.0)
+    plant.clock.advance(80.0)
+    risen = plant.value("d", "pv")
+    assert rest == pytest.approx(6.0, abs=0.1)  # a tenth of the span within trip is left free
+    assert risen == pytest.approx(6.0 + 48.0 * (1 - 2.718281828**-1), abs=0.2)
 
 
-def test_a_loop_of_the_second_name_of_a_unit_has_its_process(now: Time) -> None:
-    config = configured(
-        """
-devices:
-  first: {url: "tcp://127.0.0.1:502", tags: {x: {holding: 0}, pv: {holding: 1}}}
-  second:
-    url: tcp://127.0.0.1:502
-    tags: {pv: {holding: 10, range: [0, 1000]}, out: {holding: 11, write: {range: [0, 100]}}}
-loops: {l: {pv: second/pv, out: second/out, setpoint: 5}}
-"""
+def test_interlocks_are_true() -> None:
+    tags = (
+        Tag("pv", "holding", 0),
+        Tag("out", "holding", 1, write=Write()),
+        Tag("ok", "coil", 0, type="bool"),
     )
-    line = Line(config, config.devices["first"].url.text, now)
-    ends = []
-    for out in (0, 100):
-        line.answer(1, struct.pack(">BHH", 6, 11, out))
-        for _ in range(60):
-            now.now += 1.0
-            reply = line.answer(1, struct.pack(">BHH", 3, 10, 1))
-        assert reply is not None
-        ends.append(int.from_bytes(reply[2:], "big"))
-    assert ends == [pytest.approx(100, abs=5), pytest.approx(900, abs=5)]
+    loop = LoopConfig("l", ("d", "pv"), ("d", "out"), 50.0, (0, 100), interlock=(("d", "ok"),))
+    plant = bench(device(*tags), loops={"l": loop})
+    for _ in range(30):
+        assert plant.value("d", "ok") is True
+        plant.clock.advance(4.0)
 
 
-def test_the_kth_url_is_at_the_kth_port() -> None:
-    config = configured(TWO)
-    texts = list(dict.fromkeys(device.url.text for device in config.devices.values()))
-    assert ports(config, 6000) == {texts[0]: 6000, texts[1]: 6001}
-    moved = redirect(config, 6000)
-    assert {name: (device.url.scheme, device.url.host, device.url.port, device.unit) for name, device in
-            moved.devices.items()} == {
-        "a": ("tcp", "127.0.0.1", 6000, 1), "b": ("tcp", "127.0.0.1", 6001, 1),
-        "c": ("tcp", "127.0.0.1", 6000, 2), "same": ("tcp", "127.0.0.1", 6000, 1),
-    }  # fmt: skip
-    assert moved.devices["b"].tags == config.devices["b"].tags
+# -- the command ------------------------------------------------------------------------------------------------
 
 
-# -- as processes ---------------------------------------------------------------------------------------------------
+def test_each_url_has_its_port_in_the_order_of_the_file() -> None:
+    devices = (
+        device(Tag("a", "holding", 0)),
+        device(Tag("a", "holding", 0), name="e", url=THERE),
+        device(Tag("a", "holding", 0), name="f", unit=2),
+    )
+    config = bench(*devices).config
+    assert ports(config, 7000) == {HERE.text: 7000, THERE.text: 7001}
+    moved = redirect(config, 7000)
+    assert [(one.url.scheme, one.url.text) for one in moved.devices.values()] == [
+        ("tcp", "tcp://127.0.0.1:7000"),
+        ("tcp", "tcp://127.0.0.1:7001"),
+        ("tcp", "tcp://127.0.0.1:7000"),
+    ]
+    for name, one in config.devices.items():
+        assert dataclasses.replace(moved.devices[name], url=one.url) == one
 
 
-def free_ports() -> int:
-    """A port that is free together with the one after it."""
-    for _ in range(50):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-    raise AssertionError("no two free ports")
-
-
-def edgetwin(*args: object) -> list[str]:
-    return [sys.executable, "-m", "agent", *map(str, args)]
-
-
-def run(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(edgetwin(*args), cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-@contextmanager
-def simulated(port: int) -> Iterator[list[str]]:
-    """The example's devices in a process; the lines that it printed once both lines are served."""
-    with subprocess.Popen(
-        edgetwin("simulate", EXAMPLE, "--port", port),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
+def free_ports(count: int) -> int:
+    """The first of `count` neighbouring ports that nobody uses now."""
+    for first in range(21000, 60000, 97):
         try:
-            yield [process.stdout.readline() for _ in range(2)]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
 
 
-def test_simulate_read_and_write_together() -> None:
-    port = free_ports()
-    config = load(EXAMPLE).config
-    assert config is not None
-    with simulated(port) as lines:
-        assert [line.split()[0] for line in lines] == [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
-        assert "unit 1 (press1)" in lines[0] and "unit 2 (meter)" in lines[1]
-
-        got = run("read", EXAMPLE, "--simulated", port, "--json")
-        assert got.returncode == 0, got.stderr
-        body = json.loads(got.stdout)
-        assert body["v"] == 1 and set(body["devices"]) == {"press1", "meter"}
-        for name, device in body["devices"].items():
-            assert device["ok"] is True and device["error"] is None
-            assert set(device["tags"]) == set(config.devices[name].tags)
-            for request in device["requests"]:
-                assert request.keys() >= {"table", "address", "count", "rtt_ms", "exception"}
-                assert request["exception"] is None and request["rtt_ms"] > 0
-            for tag, one in device["tags"].items():
-                assert one.keys() >= {"raw", "v", "unit", "q", "t"}
-                assert one["q"] == "good", (tag, one)
-                assert one["unit"] == config.devices[name].tags[tag].unit
-        temperature = body["devices"]["press1"]["tags"]["temperature"]
-        raw = bytes.fromhex("".join(word[2:] for word in temperature["raw"]))
-        assert struct.unpack(">f", raw)[0] == pytest.approx(temperature["v"], rel=1e-6)
-
-        good = run("write", EXAMPLE, "press1/oven_out", "42.5", "--simulated", port, "--yes")
-        assert good.returncode == 0, good.stderr
-        assert good.stdout == "press1/oven_out = 42.5, read back 42.5\n"
-        again = json.loads(run("read", EXAMPLE, "press1/oven_out", "--simulated", port, "--json").stdout)
-        assert again["devices"]["press1"]["tags"]["oven_out"]["v"] == 42.5
-        for tag, value in (("press1/oven_out", "142"), ("press1/temperature", "1")):
-            bad = run("write", EXAMPLE, tag, value, "--simulated", port, "--yes")
-            assert bad.returncode == 1 and bad.stdout == ""
-            assert bad.stderr.count("\n") == 1 and tag in bad.stderr
-
-        taken = run("simulate", EXAMPLE, "--port", port)
-        assert taken.returncode == 1
-        assert taken.stderr.count("\n") == 1 and str(port) in taken.stderr and "--port" in taken.stderr
+def edgetwin(*words: str) -> list[str]:
+    return [sys.executable, "-m", "agent", *words]
 
 
-def test_read_without_a_simulation_fails_in_plain_words() -> None:
-    got = run("read", EXAMPLE, "meter", "--simulated", free_ports(), "--json")
-    assert got.returncode == 1
-    device = json.loads(got.stdout)["devices"]["meter"]
-    assert device["ok"] is False and device["error"]
-    assert {one["q"] for one in device["tags"].values()} == {"link"}
-    assert "Traceback" not in got.stderr
+@pytest.mark.process
+def test_simulate_serves_until_it_is_told_to_end() -> None:
+    first = free_ports(2)
+    server = subprocess.Popen(
+        edgetwin("simulate", str(EXAMPLE), "--port", str(first)),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == f"127.0.0.1:{first}  tcp://127.0.0.1:5020  unit 1 (press1)\n"
+        assert server.stdout.readline() == f"127.0.0.1:{first + 1}  tcp://127.0.0.1:5021  unit 2 (meter)\n"
+        read = subprocess.run(
+            edgetwin("read", str(EXAMPLE), "--json", "--simulated", str(first)),
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        body = json.loads(read.stdout)
+        assert read.returncode == 0, read.stderr
+        assert {tag["q"] for one in body["devices"].values() for tag in one["tags"].values()} == {"good"}
+        second = subprocess.run(
+            edgetwin("simulate", str(EXAMPLE), "--port", str(first)),
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert second.returncode == 1
+        assert second.stderr.count("\n") == 1 and f"port {first} cannot be used" in second.stderr
+        server.send_signal(signals.SIGTERM)
+        assert server.wait(30) == 0
+        assert server.stderr is not None and server.stderr.read() == ""
+    finally:
+        server.kill()
+        server.wait()
 
 
-def test_simulate_refuses_a_file_without_devices(tmp_path: Path) -> None:
-    (tmp_path / "none.yaml").write_text("gateway: g1\n")
-    got = run("simulate", tmp_path / "none.yaml")
-    assert got.returncode == 78 and "there are no devices to simulate" in got.stderr
-    assert "Traceback" not in got.stderr
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("body", "words", "status", "says"),
+    [
+        ("devices: {d: {url: 'tcp://127.0.0.1:1', tags: {a: {holdin: 1}}}}", (), 78, "holdin"),
+        ("devices: {d: {url: 'tcp://127.0.0.1:1', tags: {a: {holding: 1}}}}", ("--port", "0"), 2, "from 1 to 65535"),
+    ],
+)  # fmt: skip
+def test_simulate_refuses_in_plain_words(
+    tmp_path: Path, body: str, words: tuple[str, ...], status: int, says: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(body)
+    run = subprocess.run(
+        edgetwin("simulate", str(path), *words), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == status
+    assert says in run.stderr and "Traceback" not in run.stderr
