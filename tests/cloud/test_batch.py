@@ -1,0 +1,68 @@
+"""Batches: one open per device, closed by age, by size, or at the end; nothing lost, nothing reordered."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.cloud import batch
+from agent.cloud.batch import Batcher
+from agent.twin.records import Row
+from tests.cloud.harness import row
+
+
+def test_a_batch_closes_when_its_first_row_is_as_old_as_the_span() -> None:
+    batcher = Batcher()
+    assert batcher.next_due(1.0) is None
+    batcher.add(row("press1", 10.0, 1), 10.0)
+    batcher.add(row("press2", 10.4, 1), 10.4)
+    batcher.add(row("press1", 10.9, 2), 10.9)
+    assert batcher.next_due(1.0) == 11.0
+    assert list(batcher.take_due(10.99, 1.0)) == []
+    [(device, rows)] = batcher.take_due(11.0, 1.0)
+    assert device == "press1" and [one.t for one in rows] == [10.0, 10.9]
+    assert batcher.next_due(1.0) == 11.4
+    batcher.add(row("press1", 11.2, 3), 11.2)
+    assert [device for device, _ in batcher.take_all()] == ["press2", "press1"]
+    assert batcher.next_due(1.0) is None and list(batcher.take_all()) == []
+
+
+def test_a_longer_span_holds_for_what_is_open_already() -> None:
+    batcher = Batcher()
+    batcher.add(row("press1", 10.0, 1), 10.0)
+    assert list(batcher.take_due(11.0, 20.0)) == []
+    assert batcher.next_due(20.0) == 30.0
+
+
+def test_a_full_batch_closes_before_its_time() -> None:
+    batcher = Batcher()
+    wide = Row("press1", tuple(f"t{i}" for i in range(1000)), 10.0, [0.0] * 1000, None)
+    for _ in range(batch.LARGEST // 1000 - 1):
+        batcher.add(wide, 10.0)
+    assert list(batcher.take_due(10.0, 1.0)) == []
+    batcher.add(wide, 10.0)
+    [(_, rows)] = batcher.take_due(10.0, 1.0)
+    assert len(rows) * 1000 == batch.LARGEST
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.floats(0, 2), st.booleans()), max_size=60),
+    st.floats(0.1, 5),
+)
+def test_every_row_leaves_once_and_in_order(steps: list[tuple[str, float, bool]], span: float) -> None:
+    batcher, now, given_, taken = Batcher(), 0.0, [], []
+    for count, (device, wait, look) in enumerate(steps):
+        now += wait
+        one = row(device, now, count)
+        batcher.add(one, now)
+        given_.append(one)
+        if look:
+            closed = list(batcher.take_due(now, span))
+            assert len({name for name, _ in closed}) == len(closed)
+            assert all(now - rows[0].t >= span for _, rows in closed)
+            taken += [one for _, rows in closed for one in rows]
+    taken += [one for _, rows in batcher.take_all() for one in rows]
+    for device in "abc":
+        assert [one for one in taken if one.device == device] == [
+            one for one in given_ if one.device == device
+        ]
