@@ -121,6 +121,23 @@ def test_a_plot_with_its_forecast(browser: Any, tmp_path: Path) -> None:
         assert tab("document.querySelector('#plot').open") is False
 
 
+def test_a_fresh_agent_shows_the_last_minute_until_there_is_more(browser: Any, tmp_path: Path) -> None:
+    behind = plant()
+    with serving(behind, tmp_path) as front:
+        tab = open_tab(browser, front.port)
+        assert tab(text("#span")) == "1 min"
+        path = "document.querySelector('#rows td.trend path').getAttribute('d')"
+        tab.wait(f"{path}.split('L').length > 1")
+        for value in (100.0, 300.0):
+            behind.values["press1/temperature"] = value
+            behind.step()
+            tab.wait(f"{text('#rows td.value')} === '{value:.0f}'")
+        assert tab(path).endswith("L59 0")  # the newest is the highest, at the right end
+        behind.fill_history()
+        tab("listen()")
+        tab.wait(text("#span") + " === '10 min'")
+
+
 def test_ten_thousand_tags_are_a_page_of_rows(browser: Any, tmp_path: Path) -> None:
     behind = plant(MANY)
     with serving(behind, tmp_path) as front:

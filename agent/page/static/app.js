@@ -5,8 +5,9 @@ const $ = (id) => document.getElementById(id);
 const QUALITY = { good: "good", uncertain: "warn", stale: "warn", missing: "warn" };
 const STATE = { ok: "good", slow: "warn", degraded: "warn", silent: "bad", link: "bad" };
 const LOST_AFTER = 5000;
+const TREND = 60, YOUNG = 12; // values of a small trend; with fewer buckets than YOUNG the last minute is shown instead
 
-let source = null, newest = 0, first = 0, sparks = {}, control = false, plotted = null, span = 3600;
+let source = null, newest = 0, first = 0, sparks = {}, minute = new Map(), young = true, control = false, plotted = null, span = 3600;
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -70,7 +71,12 @@ function show(body) {
   showHead(body, status);
   showProblems(body, status);
   showLines(status, body.states || {});
-  if (body.sparks) sparks = body.sparks;
+  if (body.sparks) {
+    sparks = body.sparks;
+    young = !Object.values(sparks).some((values) => values.filter((value) => value !== null).length >= YOUNG);
+    put($("span"), young ? "1 min" : "10 min");
+  }
+  keepMinute(body);
   if (body.table) showTags(body.table, body.bad);
   showHealth(body.health || {});
   showLoops(body.loops || {});
@@ -178,7 +184,7 @@ function showTags(table, bad) {
     put(unit, tag.unit || "");
     put(quality.firstElementChild, tag.q, `quality ${QUALITY[tag.q] || "bad"}`);
     put(age, tag.age === null ? "never" : duration(tag.age));
-    setSpark(trend.firstElementChild, sparks[key]);
+    setSpark(trend.firstElementChild, key);
   });
   const last = table.first + table.tags.length;
   $("pages").hidden = table.total <= table.size && table.first === 0;
@@ -188,8 +194,26 @@ function showTags(table, bad) {
   if (table.first && !table.tags.length) turn(-table.first);
 }
 
-function setSpark(svg, values) {
-  const path = sparkPath(values || []);
+// one value a second of what is shown: all that there is in the first minutes after a start
+function keepMinute(body) {
+  const shown = body.table ? body.table.tags.map((tag) => [`${tag.device}/${tag.tag}`, tag.numeric && tag.v !== null ? Number(tag.v) : null]) : [];
+  for (const loop of Object.values(body.loops || {})) shown.push([loop.pv_tag, loop.pv], [loop.out_tag, loop.out]);
+  const kept = minute;
+  minute = new Map();
+  for (const [key, value] of shown) {
+    if (!minute.has(key)) minute.set(key, [...(kept.get(key) || []), Number.isFinite(value) ? value : null].slice(-TREND));
+  }
+}
+
+function minuteOf(key) {
+  const values = minute.get(key) || [], known = values.filter((value) => value !== null);
+  const low = Math.min(...known), high = Math.max(...known);
+  const scaled = values.map((value) => value === null ? null : high > low ? 100 * ((value - low) / (high - low)) : 50);
+  return [...Array(TREND - scaled.length).fill(null), ...scaled];
+}
+
+function setSpark(svg, key) {
+  const path = sparkPath((young ? minuteOf(key) : sparks[key]) || []);
   if (svg.firstElementChild.getAttribute("d") !== path) svg.firstElementChild.setAttribute("d", path);
 }
 
@@ -283,8 +307,9 @@ function showLoops(loops) {
       put(figure.lastChild, value === null ? "" : unit || "");
     });
     fillScale(scale, "", loop.pv, loop.sp, loop.span, loop.unit);
-    setSpark(trends.children[0], sparks[loop.pv_tag]);
-    setSpark(trends.children[1], sparks[loop.out_tag]);
+    trends.hidden = !loop.pv_tag;
+    setSpark(trends.children[0], loop.pv_tag);
+    setSpark(trends.children[1], loop.out_tag);
     fillScale(output, loop.limited ? "output limited" : "output", loop.out, null, loop.limits, loop.out_unit);
     const tags = loop.pv_tag ? `${loop.pv_tag} by ${loop.out_tag}` : "";
     put(words, [loop.reason, loop.limited ? "at its limit" : "", tags].filter(Boolean).join(" · "), `small ${loop.mode === "fail" ? "bad" : ""}`);
