@@ -84,10 +84,11 @@ class Signal:
 
     def _is_value(self, raw: int) -> bool:
         """False for a raw value that means "not available"; of a bit field it is the register that is judged."""
+        if self.tag.bits is not None:
+            return True
         patterns = 1 << 16 * self.tag.count
-        return self.tag.bits is not None or all(
-            raw % patterns != missing % patterns for missing in self.tag.missing
-        )
+        pattern = int(str(raw), 16) if self.tag.type.startswith("bcd") else raw % patterns
+        return all(pattern != missing % patterns for missing in self.tag.missing)
 
     def wire(self, device: Device, raw: Plain) -> WireWrite:
         """The frame that would write a raw value. Raises EncodeProblem where no single frame can."""

@@ -159,7 +159,7 @@ def test_values_are_legal_whatever_the_tag(  # type: ignore[no-untyped-def]
     if steps is not None:
         ends = (steps[0] * Decimal(scale) + Decimal(offset), sum(steps) * Decimal(scale) + Decimal(offset))
         limits = (float(min(ends)), float(max(ends)))
-        if set(range(steps[0], sum(steps) + 1)) <= set(missing):
+        if steps[1] < len(missing):
             missing = []  # some value must be left
     tag = Tag(
         "t", "holding", 7, type=kind, order=order, scale=Decimal(scale), offset=Decimal(offset), range=limits,
