@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import gc
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from agent.cli.fault import Failure
 from agent.cli.load import load_for_run, redirected
@@ -22,6 +23,7 @@ HELP = "Run the agent until SIGTERM or Ctrl-C; SIGHUP reloads the configuration.
 EXAMPLE = "edgetwin run /etc/edgetwin/config.yaml"
 log = logging.getLogger("edgetwin")
 
+LOCK = "lock"
 SWITCH_INTERVAL = 0.0005
 """Seconds: a pure-Python thread costs the main loop one switch interval per wake-up (5 ms by default)."""
 
@@ -41,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
 
     logs.setup(args.log_level or ("debug" if args.verbose else config.log_level))
     folder = state_dir(config)
-    _prepare(folder)
+    lock = _take(folder)
     notify.status("compiling kernels")
     notify.extend_timeout(60.0)
     from agent import kernelcache
@@ -50,25 +52,34 @@ def main(args: argparse.Namespace) -> int:
     for problem in kernelcache.problems():
         log.warning("%s", problem)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    with lock:
+        return _run_until_done(config, folder, hang_up, args.simulated)
+
+
+def _run_until_done(config: Config, folder: Path, hang_up: _HangUp, simulated: int | None) -> int:
+    """One run after another, each with the configuration that the one before took by a reload."""
     while True:
-        status, again = asyncio.run(
-            _run(config, folder, hang_up, lambda new: redirected(new, args.simulated))
-        )
+        status, again = asyncio.run(_run(config, folder, hang_up, lambda new: redirected(new, simulated)))
         if again is None:
             return status
         config = again
 
 
-def _prepare(folder: Path) -> None:
+def _take(folder: Path) -> IO[bytes]:
+    """Makes the state folder and locks it for this process: two agents would give out the same numbers twice."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        lock = (folder / LOCK).open("ab")
     except OSError as error:
         raise Failure(
             f"the state folder {folder} cannot be written ({error.strerror}); give another one by `state_dir:`"
         ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Failure(f"another agent runs with the state folder {folder}") from None
+    return lock
 
 
 class _HangUp:
@@ -83,6 +94,7 @@ async def _run(
     config: Config, folder: Path, hang_up: _HangUp, prepare: Callable[[Config], Config]
 ) -> tuple[int, Config | None]:
     """One run of the service; returns its exit status, and the new configuration when it is to start anew with one."""
+    from agent.config.secrets import SecretProblem
     from agent.runtime.reload import Reload
     from agent.runtime.service import Service
 
@@ -90,7 +102,10 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    service = Service(config, state_dir=folder)
+    try:
+        service = Service(config, state_dir=folder)
+    except SecretProblem as problem:
+        raise Failure(str(problem), status=78) from None
     reload = Reload(service, stop, prepare)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     if hang_up.asked:

@@ -371,7 +371,7 @@ class Service:
         return MappingProxyType(by_device)
 
     async def _snapshots(self) -> None:
-        every = min(SNAPSHOT_EVERY, self.config.mqtt.twin_every)
+        every = min(SNAPSHOT_EVERY, self.config.mqtt.twin_every, self.config.mqtt.forecast_every)
         due = self.clock.mono()
         while True:
             now = self.clock.mono()

@@ -289,3 +289,25 @@ def test_reload_takes_a_right_configuration_and_refuses_a_wrong_one(
     os.kill(daemon.process.pid, signal.SIGHUP)
     central.until(lambda: central.reported("word")["v"] == 43, 20, "the new address")
     assert daemon.process.poll() is None
+
+
+def test_a_second_agent_with_the_same_state_is_refused(plant: tuple[Plc, Mosquitto, Daemon, Central]) -> None:
+    _, _, daemon, central = plant
+    second = daemon.command("run", str(daemon.config))
+    assert second.returncode == 1
+    assert (
+        second.stderr.strip()
+        .splitlines()[-1]
+        .startswith("edgetwin: another agent runs with the state folder")
+    )
+    central.listen(0.5)
+    assert central.reported("epoch")["q"] == "good"
+
+
+def test_a_secret_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    text = CONFIG.format(folder=tmp_path, broker=1, page=free_port(), plc=1)
+    config.write_text(text.replace("{enabled: true}", "{enabled: true, hmac: {env: NOT_SET_ANYWHERE}}"))
+    done = Daemon(tmp_path, config).command("run", str(config))
+    assert done.returncode == 78
+    assert "NOT_SET_ANYWHERE" in done.stderr and "Traceback" not in done.stderr
