@@ -43,6 +43,10 @@ NOT_BUILT: Mapping[str, Any] = MappingProxyType(
         "mqtt.homeassistant": False,
         "devices.*.profile": None,
         "loops.*.controller.type": "pid",
+        "loops.*.model.k": 1,
+        "loops.*.model.bias": 0,
+        "loops.*.model.integrating": False,
+        "loops.*.model.grade": "poor",
     }
 )
 """Keys of features that are not built yet -> the value that is fine all the same; `run` refuses any other."""
@@ -274,13 +278,13 @@ CONTROLLER = _section(
 
 MODEL = _section(
     {
-        "k": _key(Number(), "1", "gain, pv per output"),
+        "k": _key(Number(), "1", "gain, pv per output; not built yet"),
         "t1": _key(COUNTING, "1s", "time constant"),
         "t2": _key(WAITING, "0s", "second time constant"),
         "delay": _key(WAITING, "0s", "dead time"),
-        "bias": _key(Number(), "0", "pv at output 0"),
-        "integrating": _key(Bool(), "false", "the pv runs on instead of settling"),
-        "grade": _key(Choice(("good", "fair", "poor")), "poor", "how far it can be trusted"),
+        "bias": _key(Number(), "0", "pv at output 0; not built yet"),
+        "integrating": _key(Bool(), "false", "the pv runs on instead of settling; not built yet"),
+        "grade": _key(Choice(("good", "fair", "poor")), "poor", "how far it can be trusted; not built yet"),
     }
 )
 
