@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from agent.cli.fault import Failure
-from agent.cli.load import load_or_fail
-from agent.config.paths import RUNTIME_FOLDER, SOCKET, socket_candidates
+from agent.config.load import load
+from agent.config.paths import socket_candidates
+from agent.config.types import Config
 
 HELP = (
     "Ask the running agent how it is. Exit 0 healthy, 1 not running or not healthy; a dead PLC or broker is a problem "
@@ -33,29 +35,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     candidates = _candidates(args.config)
     while True:
-        status = _ask(candidates)
-        if args.json:
-            print(json.dumps(status, ensure_ascii=False), flush=True)
+        try:
+            status = _ask(candidates, args.config)
+        except Failure as failure:
+            if not args.watch:
+                raise
+            print(_clear() + str(failure), flush=True)
         else:
-            clear = "\x1b[H\x1b[2J" if args.watch and sys.stdout.isatty() else ""
-            print(clear + "\n".join(as_text(status)), flush=True)
-        if not args.watch:
-            return 0 if status.get("healthy") else 1
+            if args.json:
+                print(json.dumps(status, ensure_ascii=False), flush=True)
+            else:
+                print((_clear() if args.watch else "") + "\n".join(as_text(status)), flush=True)
+            if not args.watch:
+                return 0 if status.get("healthy") else 1
         time.sleep(1.0)
 
 
+def _clear() -> str:
+    return "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+
+
 def _candidates(config: str | None) -> list[Path]:
-    if config is None and not Path(DEFAULT).exists():
-        return [RUNTIME_FOLDER / SOCKET]
-    return socket_candidates(load_or_fail(config or DEFAULT))
+    """Where the socket may be. A file that is wrong by now is no obstacle: the agent runs on with what it had."""
+    path = Path(config or DEFAULT)
+    if config is not None and not path.exists():
+        raise Failure(f"{config}: there is no such file", status=78)
+    loaded = load(path).config
+    if loaded is None:
+        loaded = Config(str(path), None, _stated_dir(path))
+    return socket_candidates(loaded)
 
 
-def _ask(candidates: list[Path]) -> dict[str, Any]:
+def _stated_dir(path: Path) -> Path | None:
+    """The state folder that a wrong file names, as far as that can be seen."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^state_dir:[ \t]*([^\s#]+)", text, re.MULTILINE)
+    return Path(found[1].strip("\"'")) if found else None
+
+
+def _ask(candidates: list[Path], config: str | None) -> dict[str, Any]:
+    """The status of the agent that runs with `config`, or of any that is found. Raises Failure."""
     from agent.runtime.socket import ask_daemon
 
-    answer = ask_daemon(candidates, {"op": "status"}, timeout=PATIENCE)
+    answer = ask_daemon(candidates, {"op": "status"}, timeout=PATIENCE, config_path=config)
     if answer is None:
-        raise Failure(f"no agent answers on {' or '.join(str(path) for path in candidates)}")
+        with_it = f" with {config}" if config else ""
+        raise Failure(f"no agent{with_it} answers on {' or '.join(str(path) for path in candidates)}")
     if not answer.get("ok"):
         raise Failure(str(answer.get("error")))
     status: dict[str, Any] = answer["result"]

@@ -31,7 +31,7 @@ from agent.runtime.clock import Anchor, Clock, SystemClock
 from agent.runtime.doors import Doors
 from agent.runtime.loops import Loops
 from agent.runtime.pipeline import Pipeline
-from agent.runtime.socket import ControlSocket
+from agent.runtime.socket import ControlSocket, SocketTaken
 from agent.runtime.supervise import Supervisor, TooManyFaults
 from agent.runtime.writer import Writer
 from agent.statefile import read_or_set_aside, write_atomic
@@ -131,6 +131,7 @@ class Service:
             ask=self.ask,
             anchor_ms=self.anchor.ms,
             clock=self.clock,
+            loops=config.loops,
         )
 
     def _build_predictor(self) -> None:
@@ -292,8 +293,12 @@ class Service:
     async def run(self, stop: asyncio.Event) -> int:
         """Runs until `stop` is set; returns the exit status (1 when the program's own faults came too fast)."""
         self._asyncio = asyncio.get_running_loop()
-        self.cloud.start()
         self.front.start()
+        if isinstance(self.front.socket_error, SocketTaken):  # already logged
+            self.front.stop()
+            self.cloud.stop(0.0)
+            return 1
+        self.cloud.start()
         supervisor = Supervisor(self.clock, self.loops.fault)
         jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             **{line.url.text: line.run for line in self.lines},

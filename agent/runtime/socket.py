@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.runtime.clock import Clock
-from agent.twin.records import Ask, Key, Outcome
+from agent.twin.records import Ask, Key, Outcome, Plain
 
 log = logging.getLogger("edgetwin")
 
@@ -85,9 +86,12 @@ class ControlSocket:
             if message.get("config") not in (None, self._config_path):
                 return {"ok": False, "other_config": self._config_path}
             ask = to_ask(message, self._clock.mono() + WORK_PATIENCE)
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             return {"ok": False, "error": "the request is not understood"}
-        outcome = await asyncio.wrap_future(self._ask(ask))
+        try:
+            outcome = await asyncio.wait_for(asyncio.wrap_future(self._ask(ask)), WORK_PATIENCE)
+        except TimeoutError:
+            return {"ok": False, "error": "the agent's main loop does not answer"}
         return {
             "ok": outcome.ok,
             "applied": outcome.applied,
@@ -112,7 +116,7 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
                 "socket",
                 deadline,
                 key=_key(message["device"], message["tag"]),
-                value=message["value"],
+                value=_plain(message["value"]),
             )
         case "loop":
             return Ask(
@@ -120,10 +124,30 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
                 "socket",
                 deadline,
                 loop=str(message["loop"]),
-                mode=message.get("mode"),
-                setpoint=message.get("setpoint"),
+                mode=_text(message.get("mode")),
+                setpoint=_number(message.get("setpoint")),
             )
     raise ValueError(op)
+
+
+def _plain(value: Any) -> Plain:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError("a value is a number, a text, true or false")
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError("a mode is a text")
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError("a setpoint is a number")
+    return float(value)
 
 
 def _key(device: Any, tag: Any) -> Key:
@@ -168,7 +192,7 @@ def ask_daemon(
             try:
                 client.sendall(json.dumps(wanted).encode() + b"\n")
                 with client.makefile("rb") as stream:
-                    answer = json.loads(stream.readline() or b"{}")
+                    answer = json.loads(stream.readline())
             except (OSError, ValueError):
                 return {"ok": False, "error": f"the agent on {path} does not answer"}
             if "other_config" not in answer:

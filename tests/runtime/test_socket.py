@@ -27,11 +27,13 @@ class Daemon:
     path: Path
     asked: list[Ask] = field(default_factory=list)
     outcome: Outcome = field(default_factory=lambda: Outcome(True))
+    stuck: bool = False
 
     def ask(self, ask: Ask) -> concurrent.futures.Future[Outcome]:
         self.asked.append(ask)
         answer: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
-        answer.set_result(self.outcome)
+        if not self.stuck:
+            answer.set_result(self.outcome)
         return answer
 
 
@@ -122,6 +124,13 @@ def test_the_outcome_comes_back_whole(tmp_path: Path) -> None:
         b'{"op":"write","device":1,"tag":"b","value":2}\n',
         b'{"op":"loop"}\n',
         b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"op":"write","device":"a","tag":"b","value":[1]}\n',
+        b'{"op":"loop","loop":"oven","setpoint":"hot"}\n',
+        b'{"op":"loop","loop":"oven","setpoint":NaN}\n',
+        b'{"op":"loop","loop":"oven","setpoint":true}\n',
+        b'{"op":"loop","loop":"oven","setpoint":1' + b"0" * 400 + b"}\n",
+        b'{"op":"loop","loop":"oven","mode":1}\n',
     ],
 )
 def test_what_is_no_request_is_told_so_and_goes_nowhere(tmp_path: Path, line: bytes) -> None:
@@ -209,6 +218,34 @@ def test_a_daemon_that_does_not_answer_is_no_absent_one(tmp_path: Path) -> None:
         stuck.bind(str(path))
         stuck.listen()
         answer = ask_daemon([path], {"op": "status"}, timeout=0.2)
+    assert answer == {"ok": False, "error": f"the agent on {path} does not answer"}
+
+
+def test_a_stuck_main_loop_is_told_and_holds_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "WORK_PATIENCE", 0.1)
+    with daemon(tmp_path) as one:
+        one.stuck = True
+        answer = ask_daemon([one.path], {"op": "status"}, timeout=20)
+        assert answer == {"ok": False, "error": "the agent's main loop does not answer"}
+
+
+def test_a_daemon_that_hangs_up_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "edgetwin.sock"
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(path))
+        dying.listen()
+
+        def hang_up() -> None:
+            client, _ = dying.accept()
+            client.recv(100)
+            client.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        answer = ask_daemon([path], {"op": "status"}, timeout=20)
+        thread.join()
     assert answer == {"ok": False, "error": f"the agent on {path} does not answer"}
 
 
