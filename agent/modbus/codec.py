@@ -172,8 +172,9 @@ class Decoder:
         quality: NDArray[np.uint8],
     ) -> list[Plain]:
         plain: list[Plain] = value.tolist()
-        for i in np.flatnonzero(quality > LAST_WITH_VALUE).tolist():
-            plain[i] = None
+        if quality.tobytes().count(Quality.GOOD) < len(plain):  # seldom, and quicker to ask than to search
+            for i in np.flatnonzero(quality > LAST_WITH_VALUE).tolist():
+                plain[i] = None
         for i in self._whole:
             if plain[i] is not None:
                 plain[i] = int(plain[i])  # type: ignore[arg-type]
