@@ -25,6 +25,7 @@ COMMANDS = {
     "read": "poll devices once and show raw words and values",
     "write": "write one tag and read it back",
     "scan": "commissioning: find the units that answer on a line or host",
+    "probe": "commissioning: find what a unit lets one read, and what its words may mean",
     "simulate": "serve a configuration's devices as simulated ones",
     "replay": "run history through the models and scores of the agent",
     "status": "ask the running agent how it is",
