@@ -323,6 +323,17 @@ def test_notes_of_an_old_connection_are_ignored() -> None:
     assert link.got == []
 
 
+def test_a_refused_subscription_is_told(tmp_path: Path) -> None:
+    link = Link(MqttConfig(url="mqtt://127.0.0.1:1"), FakeClock())
+    link.uplink.handle(module.Note(0, "subscribed", "Not authorized"))
+    assert link.got == [module.Deaf("Not authorized")]
+    agent = Agent(make_config("mqtt://127.0.0.1:1"), tmp_path)
+    agent.cloud._from_uplink(module.Deaf("Not authorized"))
+    [event] = agent.events
+    assert event.name == "subscribe_refused" and "Not authorized" in event.text
+    agent.cloud.stop(0.0)
+
+
 def test_a_link_that_ends_twice_at_large_messages_gets_smaller_ones() -> None:
     clock = FakeClock()
     link = Link(MqttConfig(url="mqtt://127.0.0.1:1"), clock)

@@ -27,7 +27,9 @@ def test_a_late_joiner_knows_everything(mosquitto: Mosquitto, tmp_path: Path) ->
         agent.wait_online()
         agent.read()
         agent.show(181.5)
-        wait_until(lambda: agent.cloud.status()["outbox"]["batches"] == 0, "the batch to be acknowledged")
+        with Ear(mosquitto.url) as ear:
+            ear.wait_for("twin/press1")
+            ear.wait_for("forecast/press1")
         with Ear(mosquitto.url) as ear:
             ear.wait_for("forecast/press1")
             ear.wait_for("state")
