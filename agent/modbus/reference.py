@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from agent.modbus import columns as c
 
+INVALID = 2**64 - 1
+"""Raw value of packed decimals with a digit above nine."""
+
 
 def decode(
     payload: NDArray[np.uint8],
@@ -65,8 +68,7 @@ def _number(pattern: int, row: list[int]) -> tuple[float | None, int]:
     if kind == c.BCD:
         digits = f"{pattern:0{4 * words}X}"
         if not digits.isdecimal():
-            total = sum(int(digit, 16) * 10**place for place, digit in enumerate(reversed(digits)))
-            return None, total
+            return None, INVALID
         return float(int(digits)), int(digits)
     return float(pattern), pattern
 

@@ -116,6 +116,10 @@ class Service:
             sink=self.cloud.put,
             on_event=self.on_event,
         )
+        self._build_front()
+
+    def _build_front(self) -> None:
+        config = self.config
         self.socket = ControlSocket(
             socket_path(config, self.state_dir), config_path=config.path, ask=self.ask, clock=self.clock
         )
