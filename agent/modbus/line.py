@@ -81,6 +81,7 @@ class Line:
         self._wake = asyncio.Event()
         self._jobs = Jobs(added=self._wake.set)
         self._closing = False
+        self._numbered = url.scheme in ("tcp", "tls")
         self._rests = any(device.limits.close_after_poll for device in devices)
         connection = link or Link(
             url,
@@ -396,7 +397,8 @@ class Line:
     async def _ask(self, unit: Unit, number: int, function: int, body: bytes, timeout: float) -> Answer:
         """Sends one request and keeps the books. Raises LinkFault."""
         started = self._clock.mono()
-        within = max(timeout, self._schedule.slack(unit.name, started))
+        # only frames without a transaction id may need more: to make sure that no late reply is taken for this one
+        within = timeout if self._numbered else max(timeout, self._schedule.slack(unit.name, started))
         try:
             answer = await self._keeper.link.transact(number, function, body, timeout=timeout, within=within)
         except LinkFault as fault:
@@ -418,10 +420,11 @@ class Line:
             unit.missed(started, answer.t)
         else:
             unit.answered(answer.t, answer.rtt)
-        silent = answer.exception in ABSENT
-        self._tell_unit(
-            unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt)
-        )
+        if self._teller.is_news(unit.name, unit.state):
+            silent = answer.exception in ABSENT
+            self._tell_unit(
+                unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt)
+            )
         return answer
 
     def _tell_unit(self, unit: Unit, words: str) -> None:

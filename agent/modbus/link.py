@@ -264,18 +264,20 @@ class Link:
         (LINK or TIMEOUT).
         """
         wanted = ask(unit, function, body)
-        until = self._clock.mono() + within
         now = self._now
         if now is None:
             raise LinkFault(f"{self.url.text}: no connection")
+        patience = min(timeout, within)
         if self._rtu:
+            until = self._clock.mono() + within
             await self._quiet(now)
             if unit == 0 and function not in READS:
                 return await self._broadcast(now, wanted)
             if now.clashes(wanted):
                 now = await self._resynchronise(now, wanted, timeout, until)
+            patience = self._patience(wanted, timeout, until)
         try:
-            return await now.transact(wanted, self._patience(wanted, timeout, until))
+            return await now.transact(wanted, patience)
         except LinkFault as fault:
             if fault.quality is Quality.TIMEOUT and "transaction" in self._accept:
                 # without transaction ids only a new connection keeps a late reply from being taken for the next one

@@ -38,6 +38,10 @@ class Teller:
         for name in self._devices:
             self._on_event(Event(name, "link_down", "warning", state, f"{name}: {words}", now, alarm=True))
 
+    def is_news(self, name: str, state: State) -> bool:
+        """True when `unit` would tell something."""
+        return self._states[name] != state
+
     def unit(self, name: str, state: State, words: str) -> State | None:
         """A device is in `state`. Returns the one before when that is a change, else None."""
         before = self._states[name]
