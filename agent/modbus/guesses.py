@@ -41,7 +41,7 @@ def plausible(kind: str, value: Plain, words: Sequence[int]) -> bool:
     Zero is never marked: it is plausible as anything, and so says nothing.
     """
     if isinstance(value, str):
-        return len(value) >= min(LETTERS, 2 * len(words)) and value.isascii() and value.isprintable()
+        return all(map(_lettered, words)) and bool(value.strip())
     if value is None or isinstance(value, bool) or value == 0 or not math.isfinite(value):
         return False
     if kind in WIDTH:

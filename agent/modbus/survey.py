@@ -72,7 +72,7 @@ class Survey:
         return min(MOST[table], self.too_long.get(table, MOST[table] + 1) - 1)
 
     async def _block(self, table: Table, first: int, after: int) -> bool:
-        """Reads [first, after), in halves where it is refused; True when all of it could be read.
+        """Reads [first, after), in halves where it is refused; True when nothing but its length can have been wrong.
 
         Halves begin at an even distance from the start, so that two registers that the device gives only together
         are asked for together before each is asked for alone.
@@ -87,8 +87,7 @@ class Survey:
         parts = [await self._block(table, first, first + half), await self._block(table, first + half, after)]
         if not all(parts):
             return False
-        await self._search(table, first, after)
-        return True
+        return await self._search(table, first, after)
 
     async def _read(self, table: Table, first: int, after: int) -> bool:
         """One read; its words are kept. False when the device refuses it or stays silent. Raises Stop."""
@@ -144,9 +143,10 @@ class Survey:
         if count > self.longest[table] and not await self._read(table, first, first + count):
             await self._search(table, first, first + count)
 
-    async def _search(self, table: Table, first: int, after: int) -> None:
-        """[first, after) was refused although each of its addresses can be read: it is too long, or nothing may be
-        read across some place in it. Halves what is not known, then asks for the same length at its other end."""
+    async def _search(self, table: Table, first: int, after: int) -> bool:
+        """[first, after) was refused although each of its addresses can be read: True when it is too long, False when
+        nothing may be read across some place in it. Halves what is not known; a request of the length that was
+        refused and is answered elsewhere tells the two apart."""
         low, high = 1, after - first
         while high - low > 1:
             trial = (low + high) // 2
@@ -154,11 +154,13 @@ class Survey:
                 low = trial
             else:
                 high = trial
-        if high < after - first and await self._read(table, after - high, after):
+        elsewhere = self.longest.get(table, 0) >= high
+        if elsewhere or (high < after - first and await self._read(table, after - high, after)):
             place = first + high - 1
             self.notes.append(f"{table}: no request across {place - 1} and {place}")
-        else:
-            self.too_long[table] = min(high, self.too_long.get(table, high))
+            return False
+        self.too_long[table] = min(high, self.too_long.get(table, high))
+        return True
 
     # -- what is known ------------------------------------------------------------------------------------------
 
