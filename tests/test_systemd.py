@@ -1,0 +1,62 @@
+"""The unit file: hardened, and without what would stop numba."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).parent.parent / "systemd" / "edgetwin.service"
+
+
+def settings() -> list[tuple[str, str]]:
+    lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    return [(name, value) for name, _, value in (line.partition("=") for line in lines)]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_exposure_is_low() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = re.search(r"Overall exposure level for edgetwin.service: ([\d.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    print(f"exposure {found[1]}")
+    assert float(found[1]) <= 2.0
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_it(tmp_path: Path) -> None:
+    unit = tmp_path / "etc/systemd/system/edgetwin.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(UNIT.read_text())
+    for target in ("basic", "multi-user", "sysinit", "network", "shutdown"):
+        (unit.parent / f"{target}.target").write_text("[Unit]\nDescription=x\n")
+    program = tmp_path / "opt/edgetwin/current/bin/edgetwin"
+    kill = tmp_path / "bin/kill"
+    for executable in (program, kill):
+        executable.parent.mkdir(parents=True, exist_ok=True)
+        executable.write_text("#!/bin/sh\n")
+        executable.chmod(0o755)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", f"--root={tmp_path}", "edgetwin.service"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    complaints = [line for line in done.stderr.splitlines() if "edgetwin.service" in line]
+    assert complaints == []
+
+
+def test_what_must_be_and_must_not_be() -> None:
+    found = dict(settings())
+    assert found["Type"] == "notify"
+    assert found["RestartPreventExitStatus"] == "78"
+    assert found["SystemCallErrorNumber"] == "EPERM"
+    assert "MemoryDenyWriteExecute" not in found and "ProcSubset" not in found
