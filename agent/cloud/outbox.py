@@ -1,59 +1,73 @@
-"""What waits for the broker, on disk: batches, gaps, sequence numbers, and the cloud side's few facts.
+"""What waits for the broker, on disk: batches, gaps, and the cloud side's few facts.
 
 SQLite with a write-ahead log and full syncs: a commit outlives a power cut. Online nothing is written but a new block
-of sequence numbers now and then. Only the cloud thread uses it.
+of sequence numbers now and then. Only the cloud thread uses it. No method raises for what the disk does: a full one
+leaves batches with the caller and gaps in memory, a damaged file is set aside at the next start and what is whole in
+it is taken over.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import sqlite3
-import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from agent.cloud import numbers
 from agent.cloud.batch import Batch
+from agent.cloud.numbers import Numbers
+from agent.cloud.tables import (
+    COLUMNS,
+    INSERT,
+    SCHEMA,
+    Gap,
+    Gone,
+    Key,
+    add_gap,
+    belongs,
+    bound,
+    insert_gap,
+    last_id,
+    lengthen,
+    missing,
+    scalar,
+    set_aside,
+    take_acked,
+    take_out,
+    text,
+    to_batch,
+    to_row,
+    transaction,
+)
 from agent.config.types import OutboxConfig
 
 log = logging.getLogger("edgetwin.cloud")
 
 FILE = "outbox.db"
 BLOCK = 1000
-"""Sequence numbers reserved at once: one commit for that many batches of each device."""
+"""Sequence numbers reserved at once: one write for that many batches of each device."""
 MACHINE_ID = Path("/etc/machine-id")
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batch (
-  id INTEGER PRIMARY KEY, device TEXT NOT NULL, seq INTEGER NOT NULL, ms INTEGER NOT NULL, readings INTEGER NOT NULL,
-  boot TEXT NOT NULL, synced INTEGER NOT NULL, size INTEGER NOT NULL, acked INTEGER, body BLOB NOT NULL,
-  UNIQUE (device, seq));
-CREATE TABLE IF NOT EXISTS gap (
-  id INTEGER PRIMARY KEY, device TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Batches `first` to `last` of a device: of these, what nobody has by now will not come."""
-
-    id: int
-    device: str
-    first: int
-    last: int
-    reason: str
+CHECKED_UP_TO = 32 << 20
+"""Bytes: a larger file is not read through at the start, which would delay it; damage shows when it is read."""
+LOG_LIMIT = 4 << 20
+SHRINK_FROM = 1024
+"""Free pages: fewer are left for the next batches."""
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+NUMBERS_FACT = "numbers"
+"""A copy of the numbers, which tells when the database is older than they are."""
 
 
 class Outbox:
-    """The state folder's outbox. `wall_ms` gives the present UTC time in ms.
+    """The state folder's outbox. `wall_ms` gives the present UTC time in ms. Opening never fails.
 
-    Opening never fails for what the file holds: a damaged one is set aside and a new one begun, told by `repaired`.
-    Raises OSError only where the folder itself cannot be used.
+    `stream`: 8 hex digits. `repaired`: what was found damaged at the start, in words, or None. `trouble`: why the disk
+    takes nothing now, or None. `dropped`: batches given up since the start.
     """
 
     def __init__(
@@ -69,94 +83,132 @@ class Outbox:
         self._config = config
         self._wall_ms = wall_ms
         self._next: dict[str, int] = {}
-        self._reserved: dict[str, int] = {}
+        self._acks: set[Key] = set()  # acknowledged, not yet told to the disk
+        self._gaps: dict[int, Gap] = {}  # not yet on disk, under negative ids
+        self._last_id = 0
+        self._waiting = self._bytes = 0
+        self._volatile = False  # the folder cannot be used: nothing is kept beyond this run
+        self._damaged = False  # found while running: nothing more is written until the next start repairs it
         self.repaired: str | None = None
-        self.full = False
+        self.trouble: str | None = None
         self.dropped = 0
-        self._db = self._open(folder / FILE)
-        self.stream = self._begin(machine if machine is not None else _machine(), devices)
-        self._count, self._bytes = self._db.execute("SELECT count(*), total(size) FROM batch").fetchone()
-        self._waiting = self._scalar("SELECT count(*) FROM batch WHERE acked IS NULL")
+        self._numbers = Numbers(secrets.token_hex(4), machine if machine is not None else _machine())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = self._open(folder / FILE)
+            self._last_id = last_id(self._db)
+            self._begin(numbers.load(folder), self._numbers)
+        except (OSError, sqlite3.Error) as error:
+            # readings are still published, under a stream of this run's own; what the folder holds is left as it is
+            self._volatile = True
+            self._tell(error)
+            self._db = _connect(":memory:")
+            self._numbers = Numbers(secrets.token_hex(4), self._numbers.machine)
+            self._next.clear()
+            self._gaps.clear()
+        for device in devices:
+            self._next.setdefault(device, 1)
+        self._recount()
+
+    @property
+    def stream(self) -> str:
+        return self._numbers.stream
 
     # -- opening ------------------------------------------------------------------------------------------------
 
     def _open(self, path: Path) -> sqlite3.Connection:
+        """The database; a damaged one is set aside, and what is whole in it goes into a new one."""
+        db = None
         try:
-            return self._connect(path)
+            db = _connect(path)
+            if path.stat().st_size <= CHECKED_UP_TO:
+                [verdict] = db.execute("PRAGMA integrity_check(1)").fetchone()
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict.splitlines()[-1])
+            for table, columns in (("fact", "key"), ("batch", f"{COLUMNS}, size, acked"), ("gap", "reason")):
+                db.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()
         except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.damaged-{self._wall_ms()}")
-            for suffix in ("", "-wal", "-shm"):
-                part = path.with_name(path.name + suffix)
-                if part.exists():
-                    part.replace(aside.with_name(aside.name + suffix))
+            if db is not None:
+                db.close()
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in DAMAGE:
+                raise  # a full disk or a lock is no damage
+            aside = set_aside(path, self._wall_ms())
+            db = _connect(path)
+            found = numbers.load(self._folder)
+            kept = _take_over(aside, db, None if found is None else found[0].stream)
             self.repaired = (
-                f"the outbox was damaged ({error}); it is kept as {aside.name} and a new one was begun"
+                f"the outbox was damaged ({error}); {kept} batches in it are whole and will be sent,"
+                f" the file is kept as {aside.name}"
             )
             log.error("%s", self.repaired)
-            return self._connect(path)
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            db.executescript(SCHEMA)
-            [[verdict]] = db.execute("PRAGMA quick_check(1)").fetchall()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            for table in ("fact", "batch", "gap"):
-                db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
-        except sqlite3.DatabaseError:
-            db.close()
-            raise
         return db
 
-    def _begin(self, machine: str, devices: Sequence[str]) -> str:
-        """The stream id; goes on where the last run ended, or names what may have been lost with it."""
-        stream = self.get("stream")
-        with self._transaction():
-            if stream is None or self.get("machine") != machine:
-                # a copied state folder belongs to another gateway: its batches are that one's to send
-                self._db.execute("DELETE FROM batch")
-                self._db.execute("DELETE FROM gap")
-                self._db.execute("DELETE FROM fact")
-                stream = secrets.token_hex(4)
-                self._put("stream", stream)
-                self._put("machine", machine)
-            reserved: dict[str, int] = self.get("reserved") or {}
-            clean: dict[str, int] | None = self.get("clean")
-            for device, last in reserved.items():
-                if clean is not None and device in clean:
-                    self._next[device] = clean[device]
-                else:
-                    self._name_lost(device, max(1, last - 2 * BLOCK + 1), last)
-                    self._next[device] = last + 1
-            self._reserved = reserved
-            self._db.execute("DELETE FROM fact WHERE key = 'clean'")
-        for device in devices:
-            self._next.setdefault(device, 1)
-        assert isinstance(stream, str)
-        return stream
+    def _begin(self, found: tuple[Numbers, bool] | None, fresh: Numbers) -> None:
+        """Goes on where the last run ended, or names what may have been lost with it."""
+        copy = self._copy()
+        known = found[0] if found is not None else copy
+        if known is None or known.machine != fresh.machine:
+            # a copied state folder belongs to another machine: its batches are that one's to send
+            self._wipe()
+            known, copy = fresh, None
+        elif copy is not None and copy.stream != known.stream:
+            log.warning("the outbox belongs to another stream than the numbers beside it; it is begun anew")
+            self._wipe()
+            copy = None
+        if known is not fresh and found is not None and not found[1]:
+            # the newest block may have been told by the damaged half
+            ahead = {device: last + BLOCK for device, last in known.reserved.items()}
+            known = replace(known, reserved=ahead, clean=None, doubt=True)
+        told = copy.reserved if copy is not None else {}
+        behind = any(told.get(device, 0) < last for device, last in known.reserved.items())
+        everything = behind or known.doubt or self.repaired is not None
+        self._numbers = known
+        for device, last in known.reserved.items():
+            if known.clean is not None and device in known.clean:
+                self._next[device] = known.clean[device]
+                if everything:
+                    self._name_lost(device, 1, known.clean[device] - 1)
+            else:
+                self._next[device] = last + 1
+                self._name_lost(device, 1 if everything else max(1, last - 2 * BLOCK + 1), last)
+        self._write_gaps()
+        self._remember(replace(known, clean=None, doubt=bool(self._gaps)))
+
+    def _copy(self) -> Numbers | None:
+        kept = self.get(NUMBERS_FACT)
+        try:
+            return None if kept is None else numbers.from_text(kept)
+        except (ValueError, TypeError):
+            return None
+
+    def _wipe(self) -> None:
+        with transaction(self._db):
+            for table in ("batch", "gap", "fact"):
+                self._db.execute(f"DELETE FROM {table}")
+
+    def _remember(self, new: Numbers) -> None:
+        """Raises OSError when the file cannot be written. The copy may lag behind: that only widens a gap."""
+        numbers.save(self._folder, new)
+        self._numbers = new
+        self.put(NUMBERS_FACT, numbers.to_text(replace(new, clean=None)))
 
     def _name_lost(self, device: str, first: int, last: int) -> None:
-        """Gaps for first..last but for what still lies here to be sent."""
-        kept = self._db.execute(
-            "SELECT seq FROM batch WHERE device = ? AND seq BETWEEN ? AND ? AND acked IS NULL ORDER BY seq",
-            (device, first, last),
-        )
-        for (seq,) in [*kept, (last + 1,)]:
-            if seq > first:
-                self._add_gap(device, first, seq - 1, "restart")
-            first = seq + 1
+        reason = "restart" if self.repaired is None else "damaged"
+        for low, high in missing(self._db, device, first, last):
+            self._add_gap(device, low, high, reason)
 
     # -- sequence numbers ---------------------------------------------------------------------------------------
 
     def next_seq(self, device: str) -> int:
         """The next number of a device, from 1 on. Reserves a block on disk for all devices when one runs out."""
         seq = self._next.setdefault(device, 1)
-        if seq > self._reserved.get(device, 0):
-            self._reserve()
+        if seq > self._numbers.reserved.get(device, 0) and not self._volatile:
+            ahead = {name: number + BLOCK - 1 for name, number in self._next.items()}
+            try:
+                self._remember(replace(self._numbers, reserved={**self._numbers.reserved, **ahead}))
+            except OSError as error:
+                # numbers must go on; a restart before it succeeds would use them twice, so it is tried each time
+                self._tell(error)
         self._next[device] = seq + 1
         return seq
 
@@ -164,181 +216,144 @@ class Outbox:
         """The newest number given out; 0 before the first."""
         return self._next.get(device, 1) - 1
 
-    def _reserve(self) -> None:
-        self._reserved = self._reserved | {device: seq + BLOCK - 1 for device, seq in self._next.items()}
-        try:
-            self._put("reserved", self._reserved)
-            self.full = False
-        except sqlite3.OperationalError as error:
-            # numbers must go on; a restart before the disk has room again would use them twice, so say it loudly
-            self._tell_full(error)
-
     # -- batches ------------------------------------------------------------------------------------------------
 
     def spill(self, batches: Iterable[Batch]) -> bool:
         """Puts batches on disk in one commit. False when the disk does not take them: they stay the caller's."""
-        rows = [
-            (one.device, one.seq, one.ms, one.readings, one.boot, one.synced, zlib.compress(one.body, 6))
-            for one in batches
-        ]
+        rows = [to_row(one) for one in batches]
         if not rows:
             return True
-        try:
-            with self._transaction():
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO batch (device, seq, ms, readings, boot, synced, size, body)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [(*row[:6], len(row[6]), row[6]) for row in rows],
-                )
-                self._bound()
-        except sqlite3.OperationalError as error:
-            self._tell_full(error)
+        if not self._writable:
             return False
-        self.full = False
-        self._recount()
-        return True
+        stored = False
+        with self._careful():
+            with transaction(self._db):
+                self._store_gaps()
+                inserted = self._db.executemany(INSERT, [(self._new_id(), *row) for row in rows]).rowcount
+                dropped = bound(self._db, self._config, self._folder, self._wall_ms(), self._new_id)
+            self._written()
+            self._waiting += inserted
+            self._bytes += sum(row[-1] for row in rows)
+            self._gone(dropped)
+            if inserted < len(rows):
+                self._recount()
+            stored = True
+        return stored
 
     def oldest(self, limit: int, beyond: int = 0, without: Collection[str] = ()) -> list[tuple[int, Batch]]:
         """Up to `limit` batches that wait, oldest first, with ids above `beyond`: (id, batch). `without`: devices."""
         marks = ",".join("?" * len(without))
-        found = self._db.execute(
-            "SELECT id, device, seq, ms, readings, boot, synced, body FROM batch"
-            f" WHERE acked IS NULL AND id > ? AND device NOT IN ({marks}) ORDER BY id LIMIT ?",
+        return self._read(
+            f"WHERE acked IS NULL AND id > ? AND device NOT IN ({marks}) ORDER BY id LIMIT ?",
             (beyond, *without, limit),
         )
-        return [self._batch(row) for row in found if self._whole(row)]
 
     def span(self, device: str, first: int, last: int) -> tuple[int, int] | None:
         """The lowest and the highest of first..last that are still here, acknowledged or not; None: none is."""
-        low, high = self._db.execute(
-            "SELECT min(seq), max(seq) FROM batch WHERE device = ? AND seq BETWEEN ? AND ?",
-            (device, first, last),
-        ).fetchone()
-        return None if low is None else (low, high)
+        low = high = None
+        with self._careful():
+            low, high = self._db.execute(
+                "SELECT min(seq), max(seq) FROM batch WHERE device = ? AND seq BETWEEN ? AND ?",
+                (device, first, last),
+            ).fetchone()
+        return None if low is None or high is None else (low, high)
 
     def find(self, device: str, first: int, last: int, limit: int = -1) -> list[tuple[int, Batch]]:
         """Batches first..last of a device that are still here, acknowledged or not; at most `limit`, -1 for all."""
-        found = self._db.execute(
-            "SELECT id, device, seq, ms, readings, boot, synced, body FROM batch"
-            " WHERE device = ? AND seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
-            (device, first, last, limit),
+        return self._read(
+            "WHERE device = ? AND seq BETWEEN ? AND ? ORDER BY seq LIMIT ?", (device, first, last, limit)
         )
-        return [self._batch(row) for row in found if self._whole(row)]
 
-    def _whole(self, row: tuple[Any, ...]) -> bool:
-        """False for a blob that cannot be unpacked: it is dropped and named, so that it blocks nothing behind it."""
-        try:
-            zlib.decompress(row[7])
-        except (zlib.error, TypeError):
-            self.drop([row[0]], "damaged")
-            return False
-        return True
-
-    @staticmethod
-    def _batch(row: tuple[Any, ...]) -> tuple[int, Batch]:
-        number, device, seq, ms, readings, boot, synced, body = row
-        return number, Batch(device, seq, ms, readings, zlib.decompress(body), boot, bool(synced))
+    def _read(self, where: str, values: tuple[Any, ...]) -> list[tuple[int, Batch]]:
+        """Batches with their ids. One that cannot be unpacked is dropped and named, so that it blocks nothing."""
+        rows: list[tuple[Any, ...]] = []
+        with self._careful():
+            rows = self._db.execute(f"SELECT {COLUMNS} FROM batch {where}", values).fetchall()
+        found = [(row[0], to_batch(row)) for row in rows]
+        torn = [number for number, batch in found if batch is None]
+        if torn:
+            self.drop(torn, "damaged")
+        return [(number, batch) for number, batch in found if batch is not None]
 
     def ack(self, keys: Iterable[tuple[str, int]]) -> None:
-        """The broker has them: (device, seq). They go, or stay for `keep` seconds for a resend."""
-        pairs = list(keys)
-        if not pairs or not self._count:
-            return
-        with self._transaction():
-            if self._config.keep > 0:
-                now = self._wall_ms()
-                self._db.executemany(
-                    "UPDATE batch SET acked = ? WHERE device = ? AND seq = ?",
-                    [(now, *pair) for pair in pairs],
-                )
-                self._db.execute(
-                    "DELETE FROM batch WHERE acked < ?", (now - round(1000 * self._config.keep),)
-                )
-            else:
-                self._db.executemany("DELETE FROM batch WHERE device = ? AND seq = ?", pairs)
-            self._db.execute("PRAGMA incremental_vacuum(200)")
-        self._recount()
+        """The broker has them: (device, seq). They go, or stay for `keep` seconds for a resend.
 
-    def drop(self, numbers: Iterable[int], reason: str) -> None:
+        What a full disk does not take is kept in mind, and told to it with the next ones.
+        """
+        self._acks.update(keys)
+        if not self._waiting:
+            self._acks.clear()
+        if not self._acks or not self._writable:
+            return
+        keep_ms = round(1000 * self._config.keep)
+        with self._careful():
+            with transaction(self._db):
+                self._store_gaps()
+                count, size = take_acked(self._db, list(self._acks), now_ms=self._wall_ms(), keep_ms=keep_ms)
+            self._written()
+            self._acks.clear()
+            self._waiting -= count
+            self._bytes -= size
+            if not self._waiting and not keep_ms and scalar(self._db, "PRAGMA freelist_count") > SHRINK_FROM:
+                # cheap now: nothing has to be moved; as a script, since `execute` would give one page back
+                self._db.executescript("PRAGMA incremental_vacuum")
+
+    def drop(self, ids: Iterable[int], reason: str) -> None:
         """Takes batches out for good and names the gap."""
-        chosen = list(numbers)
-        with self._transaction():
-            for number in chosen:
-                row = self._db.execute("SELECT device, seq FROM batch WHERE id = ?", (number,)).fetchone()
-                if row is not None:
-                    self._db.execute("DELETE FROM batch WHERE id = ?", (number,))
-                    self._add_gap(row[0], row[1], row[1], reason)
-                    self.dropped += 1
-        self._recount()
+        gone: list[Gone] = []
+        if not self._writable:
+            return
+        with self._careful():
+            with transaction(self._db):
+                self._store_gaps()
+                for number in ids:
+                    gone += take_out(self._db, number, reason, self._new_id)
+            self._written()
+            self._gone(gone)
 
     def lost(self, device: str, seq: int, reason: str) -> None:
         """Names a batch that never reached the disk."""
         self.dropped += 1
-        try:
-            self._add_gap(device, seq, seq, reason)
-        except sqlite3.OperationalError as error:
-            self._tell_full(error)
-
-    def _bound(self) -> None:
-        """Oldest go first when the outbox is too large, too old, or leaves too little free space."""
-        config = self._config
-        oldest_ms = self._wall_ms() - round(1000 * config.max_age)
-        self._drop_where("ms < ? AND synced = 1", (oldest_ms,), "age")
-        size = self._scalar("SELECT total(size) FROM batch")
-        status = os.statvfs(self._folder)
-        room = status.f_bavail * status.f_frsize - config.min_free
-        excess = max(size - config.max_size, -room if size else 0)
-        if excess <= 0:
-            return
-        freed, last = 0, 0
-        for number, bytes_ in self._db.execute("SELECT id, size FROM batch ORDER BY id"):
-            freed, last = freed + bytes_, number
-            if freed >= excess:
-                break
-        self._drop_where("id <= ?", (last,), "size" if size > config.max_size else "disk")
-
-    def _drop_where(self, condition: str, values: tuple[Any, ...], reason: str) -> None:
-        rows = self._db.execute(
-            f"SELECT device, seq, acked FROM batch WHERE {condition} ORDER BY id", values
-        ).fetchall()
-        for device, seq, acked in rows:
-            if acked is None:
-                self._add_gap(device, seq, seq, reason)
-                self.dropped += 1
-        if rows:
-            self._db.execute(f"DELETE FROM batch WHERE {condition}", values)
+        self._add_gap(device, seq, seq, reason)
+        self._write_gaps()
 
     # -- gaps ---------------------------------------------------------------------------------------------------
 
     def gaps(self) -> list[Gap]:
         """What must be told and was not acknowledged yet."""
-        return [
-            Gap(*row)
-            for row in self._db.execute("SELECT id, device, first, last, reason FROM gap ORDER BY id")
-        ]
+        found: list[Gap] = []
+        with self._careful():
+            found = [Gap(*row) for row in self._db.execute("SELECT * FROM gap ORDER BY id").fetchall()]
+        return found + list(self._gaps.values())
 
     def ack_gap(self, number: int) -> None:
-        self._db.execute("DELETE FROM gap WHERE id = ?", (number,))
+        """The broker has it."""
+        if self._gaps.pop(number, None) is None and self._writable:
+            with self._careful():
+                self._db.execute("DELETE FROM gap WHERE id = ?", (number,))
 
     def _add_gap(self, device: str, first: int, last: int, reason: str) -> None:
-        """Adds a gap, or lengthens the newest one of the device that it follows."""
-        before = self._db.execute(
-            "SELECT id, first FROM gap WHERE device = ? AND reason = ? AND last = ?",
-            (device, reason, first - 1),
-        ).fetchone()
-        if before is not None:
-            # under a new id: whoever is just publishing the shorter one acknowledges that one, not this
-            self._db.execute("DELETE FROM gap WHERE id = ?", (before[0],))
-            first = before[1]
-        self._db.execute(
-            "INSERT INTO gap (device, first, last, reason) VALUES (?, ?, ?, ?)", (device, first, last, reason)
-        )
+        add_gap(self._gaps, device, first, last, reason, -self._new_id())
+
+    def _write_gaps(self) -> None:
+        if self._gaps and self._writable:
+            with self._careful():
+                with transaction(self._db):
+                    self._store_gaps()
+                self._written()
+
+    def _store_gaps(self) -> None:
+        """Within a transaction. They leave memory when it is committed."""
+        for one in self._gaps.values():
+            insert_gap(self._db, one.device, one.first, one.last, one.reason, self._new_id)
 
     # -- facts --------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Any:
         """A fact that was put, or None."""
-        row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
+        row = None
+        with self._careful():
+            row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
         try:
             return None if row is None else json.loads(row[0])
         except ValueError:
@@ -346,76 +361,135 @@ class Outbox:
 
     def put(self, key: str, value: Any) -> None:
         """Keeps a fact (JSON) durably; a full disk is told, not raised."""
-        try:
-            self._put(key, value)
-        except sqlite3.OperationalError as error:
-            self._tell_full(error)
-
-    def _put(self, key: str, value: Any) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, json.dumps(value, separators=(",", ":")))
-        )
+        if self._damaged:
+            return
+        with self._careful():
+            self._db.execute(
+                "INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, json.dumps(value, separators=(",", ":")))
+            )
 
     # -- the rest -----------------------------------------------------------------------------------------------
 
     def stats(self) -> Mapping[str, int | None]:
         """For `state.backlog` and `status`: batches and bytes that wait, ms UTC of the oldest, dropped since start."""
-        oldest = self._scalar("SELECT min(ms) FROM batch WHERE acked IS NULL") if self._waiting else None
-        return {
-            "batches": self._waiting,
-            "bytes": int(self._bytes),
-            "oldest": oldest,
-            "dropped": self.dropped,
-        }
+        oldest = None
+        with self._careful():
+            row = self._db.execute("SELECT ms FROM batch WHERE acked IS NULL ORDER BY id LIMIT 1").fetchone()
+            oldest = None if row is None else row[0]
+        return {"batches": self._waiting, "bytes": self._bytes, "oldest": oldest, "dropped": self.dropped}
 
     @property
     def waiting(self) -> int:
         """Batches on disk that nobody acknowledged."""
-        return int(self._waiting)
+        return self._waiting
 
     def close(self) -> None:
-        """A clean end: the rest of the reserved numbers stays usable, nothing is named lost."""
-        try:
-            self._put("clean", self._next)
-        except sqlite3.OperationalError as error:
-            self._tell_full(error)
+        """A clean end: the rest of the reserved numbers stays usable, nothing is named lost.
+
+        What the caller could not `spill` it must have named `lost` before.
+        """
+        self._write_gaps()
+        if not self._volatile and not self._gaps and not self._damaged:
+            try:
+                self._remember(replace(self._numbers, clean=dict(self._next), doubt=False))
+            except OSError as error:
+                self._tell(error)
         self._db.close()
 
+    @property
+    def _writable(self) -> bool:
+        return not self._volatile and not self._damaged
+
+    @contextmanager
+    def _careful(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """Once until something is written again. From now on more may be lost with the process than a block."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        self._damaged = self._damaged or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        if self.trouble is not None:
+            return
+        self.trouble = f"the outbox cannot be written ({error}); what waits stays in memory"
+        log.error("%s", self.trouble)
+        if not self._volatile:
+            self._numbers = replace(self._numbers, doubt=True)
+            with suppress(OSError):
+                numbers.save(self._folder, self._numbers)
+
+    def _written(self) -> None:
+        """After a commit."""
+        self._gaps.clear()
+        if self.trouble is not None:
+            self.trouble = None
+            log.info("the outbox can be written again")
+
+    def _gone(self, dropped: Sequence[Gone]) -> None:
+        self.dropped += len(dropped)
+        self._waiting -= len(dropped)
+        self._bytes -= sum(size for _, _, size in dropped)
+
     def _recount(self) -> None:
-        self._count, self._bytes = self._db.execute("SELECT count(*), total(size) FROM batch").fetchone()
-        self._waiting = self._scalar("SELECT count(*) FROM batch WHERE acked IS NULL")
+        with self._careful():
+            self._waiting, total = self._db.execute(
+                "SELECT count(*), total(size) FROM batch WHERE acked IS NULL"
+            ).fetchone()
+            self._bytes = int(total)
 
-    def _scalar(self, query: str) -> Any:
-        return self._db.execute(query).fetchone()[0]
-
-    def _tell_full(self, error: sqlite3.Error) -> None:
-        if not self.full:
-            self.full = True
-            log.error("the outbox cannot be written (%s); what waits stays in memory", error)
-
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _new_id(self) -> int:
+        """Never one that was used in this run: others remember ids of what they are just sending."""
+        self._last_id += 1
+        return self._last_id
 
 
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, rolled back on an error."""
+def _connect(path: Path | str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    db.text_factory = text
+    try:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect only before the first page is written
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA journal_size_limit={LOG_LIMIT}")
+        db.executescript(SCHEMA)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
 
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+def _take_over(aside: Path, db: sqlite3.Connection, stream: str | None) -> int:
+    """Copies facts and whole batches out of a damaged database, as far as it can be read; the count of batches."""
+    lengthen(aside)
+    with suppress(sqlite3.Error), closing(sqlite3.connect(aside, isolation_level=None)) as old:
+        old.text_factory = text
+        with suppress(sqlite3.Error), transaction(db):
+            for fact in old.execute("SELECT key, value FROM fact"):
+                db.execute("INSERT OR IGNORE INTO fact VALUES (?, ?)", fact)
+        if stream is None:
+            [copy] = db.execute("SELECT value FROM fact WHERE key = ?", (NUMBERS_FACT,)).fetchone() or [None]
+            with suppress(ValueError, TypeError):
+                stream = numbers.from_text(json.loads(copy)).stream
+        rows = _whole_rows(old, stream)
+        while chunk := list(islice(rows, 200)):
+            with suppress(sqlite3.Error), transaction(db):
+                db.executemany(INSERT, [(*row, len(row[-1])) for row in chunk])
+    return scalar(db, "SELECT count(*) FROM batch")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        elif self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+
+def _whole_rows(old: sqlite3.Connection, stream: str | None) -> Iterator[tuple[Any, ...]]:
+    """From the oldest on to the first unreadable page, then from the newest back to the last."""
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.Error):
+            for row in old.execute(
+                f"SELECT {COLUMNS} FROM batch NOT INDEXED WHERE acked IS NULL ORDER BY id {order}"
+            ):
+                batch = to_batch(row)
+                if batch is not None and belongs(batch, stream):
+                    yield row
+            return
 
 
 def _machine() -> str:
