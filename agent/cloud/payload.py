@@ -22,6 +22,8 @@ EXACT = 2**53
 DIGITS = 9
 """Significant digits of forecasts and coefficients."""
 
+FLAT_KEYS = frozenset({"v", "boot", "ts", "mono", "seq"})
+
 Body = dict[str, Any]
 Compress = Literal["never", "backfill", "all"]
 
@@ -42,8 +44,12 @@ class Stamp:
 
 
 def encode(body: Mapping[str, Any]) -> bytes:
-    """Compact JSON in UTF-8. Integers beyond 2^53 must be text already (`plain` sees to it); NaN is refused."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Compact JSON in UTF-8. Integers beyond 2^53 must be text already (`plain` sees to it); NaN is refused.
+
+    Half of a surrogate pair, as in the name of a file that is no UTF-8, becomes a question mark.
+    """
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace")
 
 
 def compressed(data: bytes) -> bytes:
@@ -257,11 +263,20 @@ def data_body(stamp: Stamp, rows: Sequence[Row], *, t: float, stream: str, seq: 
 
 
 def flat_body(stamp: Stamp, rows: Sequence[Row], *, t: float, seq: int) -> Body:
-    """`flat`: the newest value of each tag of a batch in one object, for Telegraf, Grafana and Node-RED."""
+    """`flat`: the newest value of each tag of a batch in one object, for Telegraf, Grafana and Node-RED.
+
+    A tag that has the name of one of the body's own keys (`v`, `ts` …) stands there with a `_` behind it.
+    """
+    head = stamp.head(t) | {"seq": seq}
     newest: Body = {}
     for row in rows:
         newest |= zip(row.tags, map(plain, row.values))
-    return stamp.head(t) | {"seq": seq} | newest
+    for name in FLAT_KEYS & newest.keys():
+        free = name + "_"
+        while free in newest:
+            free += "_"
+        newest[free] = newest.pop(name)
+    return head | newest
 
 
 def gap_body(stamp: Stamp, t: float, *, stream: str, first: int, last: int, reason: str) -> Body:
@@ -296,9 +311,13 @@ def split(body: Body, limit: int) -> list[bytes]:
     if len(whole) <= limit:
         return [whole]
     names = tag_names(body)
-    for count in range(2, len(names) + 1):
-        parts = [encode(only(body, set(names[i::count])) | {"part": [i + 1, count]}) for i in range(count)]
-        if all(len(part) <= limit for part in parts):
+    for count in range(max(2, -(-len(whole) // limit)), len(names) + 1):
+        parts: list[bytes] = []
+        for i in range(count):
+            parts.append(encode(only(body, set(names[i::count])) | {"part": [i + 1, count]}))
+            if len(parts[-1]) > limit:
+                break
+        else:
             return parts
     raise ValueError(f"a body of {len(whole)} bytes cannot be split into packets of {limit}")
 
@@ -326,6 +345,9 @@ def only(body: Mapping[str, Any], tags: set[str]) -> Body:
     for name in ("reported", "tags"):
         if name in body:
             part[name] = {tag: one for tag, one in body[name].items() if tag in tags}
+    if "health" in body:
+        scores = body["health"]["tags"]
+        part["health"] = dict(body["health"], tags={tag: one for tag, one in scores.items() if tag in tags})
     return part
 
 
