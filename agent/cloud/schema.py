@@ -18,12 +18,17 @@ MS: Schema = {"type": "integer", "minimum": 0}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 HEX8: Schema = {"type": "string", "pattern": "^[0-9a-f]{8}$"}
 ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+STATES = ("ok", "slow", "degraded", "silent", "link")
 QUALITY: Schema = {"enum": list(WORDS)}
 SCORE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 
 
 def array(items: Schema) -> Schema:
     return {"type": "array", "items": items}
+
+
+def or_signed(body: Schema) -> Schema:
+    return {"if": {"required": ["sig"]}, "then": SIGNED, "else": body}
 
 
 def mapping(values: Schema) -> Schema:
@@ -41,6 +46,13 @@ HEAD_EXTRA: dict[str, Schema] = {
     "part": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
 }
 STREAM: dict[str, Schema] = {"stream": HEX8, "seq": COUNT}
+NUMBERED: dict[str, Schema] = {"stream": HEX8, "seq": {"type": "integer", "minimum": 1}}
+SIGNED: Schema = {
+    "type": "object",
+    "required": ["p", "sig"],
+    "properties": {"p": {"type": "string"}, "sig": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}},
+}
+"""With `commands.hmac`: the body's text, and the HMAC-SHA256 of key over topic, newline, text."""
 
 RANGE: Schema = {"type": ["array", "null"], "items": NUMBER, "minItems": 2, "maxItems": 2}
 TAG_META = record(
@@ -108,7 +120,7 @@ EVENT = record(
     },
     HEAD_EXTRA,
 )
-DATA = record(HEAD | STREAM | {"meta": HEX8, "groups": array(GROUP)}, HEAD_EXTRA)
+DATA = record(HEAD | NUMBERED | {"meta": HEX8, "groups": array(GROUP)}, HEAD_EXTRA)
 
 BODIES: dict[str, Schema] = {
     "state": record(
@@ -137,7 +149,7 @@ BODIES: dict[str, Schema] = {
         | STREAM
         | {
             "meta": HEX8,
-            "state": TEXT,
+            "state": {"enum": list(STATES)},
             "reported": mapping(REPORTED),
             "health": record({"score": SCORE, "tags": mapping(SCORE), "causes": array(TEXT)}),
             "loops": mapping(LOOP),
@@ -160,8 +172,11 @@ BODIES: dict[str, Schema] = {
     ),
     "event": EVENT,
     "alarm": EVENT,
-    "desired": record(
-        {"ver": {"type": "integer", "minimum": 0}, "set": mapping(VALUE)}, {"by": TEXT, "ts": MS, "exp": MS}
+    "desired": or_signed(
+        record(
+            {"ver": {"type": "integer", "minimum": 0}, "set": mapping(VALUE)},
+            {"by": TEXT, "ts": MS, "exp": MS},
+        )
     ),
     "desired_ack": record(
         HEAD
@@ -173,21 +188,23 @@ BODIES: dict[str, Schema] = {
         },
         HEAD_EXTRA,
     ),
-    "cmd": record(
-        {"id": ID, "ts": MS, "exp": MS},
-        {
-            "by": TEXT,
-            "tag": TEXT,
-            "tags": array(TEXT),
-            "value": VALUE,
-            "loop": TEXT,
-            "mode": {"enum": ["off", "shadow", "manual", "auto"]},
-            "setpoint": NUMBER,
-            "for": {"type": ["number", "string"]},
-            "device": TEXT,
-            "from": COUNT,
-            "to": COUNT,
-        },
+    "cmd": or_signed(
+        record(
+            {"id": ID, "ts": MS, "exp": MS},
+            {
+                "by": TEXT,
+                "tag": TEXT,
+                "tags": array(TEXT),
+                "value": VALUE,
+                "loop": TEXT,
+                "mode": {"enum": ["off", "shadow", "manual", "auto"]},
+                "setpoint": NUMBER,
+                "for": {"type": ["number", "string"]},
+                "device": TEXT,
+                "from": COUNT,
+                "to": COUNT,
+            },
+        )
     ),
     "resp": record(
         HEAD
