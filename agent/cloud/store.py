@@ -39,7 +39,7 @@ class Store:
     config: OutboxConfig
     memory: OrderedDict[Key, Waiting] = field(default_factory=OrderedDict)
     _bytes: int = 0
-    _acked: list[Key] = field(default_factory=list)
+    _acked: set[Key] = field(default_factory=set)
     _last_ack: float = 0.0
     _last_spill: float = 0.0
     _page: list[tuple[int, Batch]] = field(default_factory=list)
@@ -112,8 +112,7 @@ class Store:
             self._page = [
                 (number, batch)
                 for number, batch in self.outbox.oldest(PAGE, self._beyond, self._held)
-                if (batch.device, batch.seq) not in self.memory
-                and (batch.device, batch.seq) not in self._disk_inflight
+                if not self._under_way((batch.device, batch.seq))
             ]
             if not self._page:
                 return None
@@ -124,6 +123,10 @@ class Store:
         self._beyond = max(self._beyond, number)
         self._disk_inflight[(batch.device, batch.seq)] = number
         return batch
+
+    def _under_way(self, key: Key) -> bool:
+        """Whether a batch on disk is sent from memory, or was sent, or is acknowledged but not yet taken out."""
+        return key in self.memory or key in self._disk_inflight or key in self._acked
 
     def may_send(self, readings: int, now: float) -> bool:
         """A token bucket of one second's readings; 0 is no limit."""
@@ -146,7 +149,7 @@ class Store:
             self._forget(key)
         if one is None or one.on_disk:
             self._disk_inflight.pop(key, None)
-            self._acked.append(key)
+            self._acked.add(key)
 
     def hold(self, key: Key, until: float) -> None:
         """The broker does not take this batch now: its device's wait, as backfill then; the other devices' go on."""
@@ -190,7 +193,7 @@ class Store:
             self._beyond = 0
 
     def flush_acks(self, now: float) -> None:
-        acked, self._acked = self._acked, []
+        acked, self._acked = self._acked, set()
         self._last_ack = now
         self.outbox.ack(acked)
 

@@ -1,5 +1,14 @@
 """Fixtures of the cloud side's tests."""
 
+import pytest
+
 from tests.brokers import mosquitto
 
-__all__ = ["mosquitto"]
+__all__ = ["mosquitto", "spills_soon"]
+
+
+@pytest.fixture
+def spills_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits goes to disk after half a second without a link instead of five."""
+    for module in ("store", "worker"):
+        monkeypatch.setattr(f"agent.cloud.{module}.SPILL_AFTER", 0.5)

@@ -210,6 +210,7 @@ class Test:
                 clock.set(time.time())
                 ear.wait(lambda: acked(ear, 1)["applied"] == ["press1/target"], "it to be applied")
 
+    @pytest.mark.usefixtures("spills_soon")
     def test_what_waits_is_put_right_when_the_clock_comes(self, tmp_path: Path) -> None:
         clock = SetClock()
         with (
@@ -223,7 +224,7 @@ class Test:
             agent.wait_offline()
             agent.read()
             wait_until(lambda: agent.cloud.status()["outbox"]["batches"] == 1, "the batch to be closed")
-            time.sleep(6.0)  # it goes to disk
+            time.sleep(1.5)  # it goes to disk
             agent.read()
             before = time.time()
             clock.set(before)

@@ -44,6 +44,7 @@ def test_a_late_joiner_knows_everything(mosquitto: Mosquitto, tmp_path: Path) ->
         assert all(one.retained for one in ear.heard if one.kind in ("state", "meta", "twin", "forecast"))
 
 
+@pytest.mark.usefixtures("spills_soon")
 def test_every_batch_of_an_outage_comes_once(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     with broker, TcpProxy(broker.port) as proxy:
@@ -57,7 +58,7 @@ def test_every_batch_of_an_outage_comes_once(tmp_path: Path) -> None:
             heard = ear.heard
             proxy.refuse()
             broker.kill()
-            agent.run_for(7.0)
+            agent.run_for(3.0)
             assert agent.cloud.status()["outbox"]["batches"] > 0
             broker.start()
             with Ear(broker.url) as ear:
@@ -314,11 +315,12 @@ def test_two_gateways_with_one_name_are_told(mosquitto: Mosquitto, tmp_path: Pat
     assert "line4" in event.text and event.severity == "alarm"
 
 
+@pytest.mark.usefixtures("spills_soon")
 def test_backfill_runs_beside_live_data_at_its_rate(tmp_path: Path) -> None:
     outbox = {"rate": 60, "batch": 0.2}
     port = free_port()
     with Agent(make_config(f"mqtt://127.0.0.1:{port}", outbox=outbox), tmp_path) as agent:
-        agent.run_for(6.0, every=0.05)
+        agent.run_for(3.0, every=0.05)
         wait_until(lambda: agent.cloud.status()["outbox"]["batches"] > 0, "batches on disk")
         with Mosquitto(tmp_path, port) as broker, Ear(broker.url) as ear:
             agent.wait_online()
@@ -383,12 +385,13 @@ def test_kept_batches_are_sent_again_when_asked(mosquitto: Mosquitto, tmp_path: 
         assert ear.wait_for("resp/none")["ok"] is False
 
 
+@pytest.mark.usefixtures("spills_soon")
 def test_what_the_outbox_drops_is_named_at_once(tmp_path: Path) -> None:
     port = free_port()
     with Agent(
         make_config(f"mqtt://127.0.0.1:{port}", outbox={"max_size": 2000, "rate": 1}), tmp_path
     ) as agent:
-        agent.run_for(8.0)
+        agent.run_for(3.0)
         wait_until(lambda: agent.cloud.status()["outbox"]["dropped"] > 0, "batches to be dropped")
         with Mosquitto(tmp_path, port) as broker, Ear(broker.url) as ear:
             agent.wait_online()
