@@ -75,10 +75,10 @@ class Decoder:
         self._bits32, self._bits64 = np.zeros(1, dtype=np.uint32), np.zeros(1, dtype=np.uint64)
         self._as32, self._as64 = self._bits32.view(np.float32), self._bits64.view(np.float64)
         self._whole = [
-            i for i, tag in enumerate(self._tags) if _whole(tag) and not tag.boolean and not tag.exact
+            i for i, tag in enumerate(self._tags) if _whole(tag) and not tag.boolean and not _exact(tag)
         ]
         self._bool = [i for i, tag in enumerate(self._tags) if tag.boolean]
-        self._exact = [i for i, tag in enumerate(self._tags) if tag.exact]
+        self._exact = [i for i, tag in enumerate(self._tags) if _exact(tag)]
         self._text = [i for i, tag in enumerate(self._tags) if tag.type == "string"]
         self._address = request.address
         self._bind_powers(request, device)
@@ -133,7 +133,7 @@ class Decoder:
         """The values in the data bytes of one reply.
 
         powers: for each tag of `elsewhere`, the power of ten that its scale_from tag holds now; None or absent: none,
-        and the tag's value is missing.
+        and the tag's value is missing. Raises ValueError for another number of bytes than the request asked for.
         """
         count = len(self._tags)
         value, raw, quality = (
@@ -141,6 +141,8 @@ class Decoder:
             np.empty(count, dtype=np.uint64),
             np.empty(count, dtype=np.uint8),
         )
+        if len(payload) != self._payload.size:
+            raise ValueError(f"{len(payload)} data bytes instead of {self._payload.size}")
         self._payload[:] = np.frombuffer(payload, dtype=np.uint8)
         if self._power_decoder is not None:
             found = self._power_decoder.decode(payload).plain
@@ -185,7 +187,7 @@ class Decoder:
             if plain[i] is not None:
                 tag = self._tags[i]
                 number = int(raw[i])
-                signed = number - 2**64 if tag.type == "int64" and number >= 2**63 else number
+                signed = number - 2**64 if tag.type == "int64" and tag.exact and number >= 2**63 else number
                 plain[i] = exact_value(tag, signed, int(self._powers[i]))
         for i in self._text:
             plain[i] = self._string(payload, i)
@@ -237,6 +239,11 @@ def power_of(plain: Plain) -> int | None:
 
 def _usable(power: int | None) -> int:
     return c.NO_POWER if power is None or abs(power) > LARGEST_POWER else power
+
+
+def _exact(tag: Tag) -> bool:
+    """True where a double cannot hold every value: 64-bit integers, and bit fields as wide as that."""
+    return tag.exact or (tag.bits is not None and tag.bits[1] - tag.bits[0] >= EXACT.bit_length() - 1)
 
 
 def _whole(tag: Tag) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -12,6 +13,8 @@ from agent.twin.records import Plain
 
 WIDTHS = {"int16": 1, "uint16": 1, "int32": 2, "uint32": 2, "int64": 4, "uint64": 4}
 BCD_DIGITS = {"bcd16": 4, "bcd32": 8}
+FLOATS = {"float32": ">f", "float64": ">d"}
+MOST_DIGITS = 400
 FULL_MASK = 0xFFFF
 
 
@@ -96,24 +99,32 @@ def _words(tag: Tag, value: Plain, power: int | None) -> tuple[int, ...]:
         return (int(_truth(value)),)
     number = _number(tag, value)
     assert tag.write is not None
-    low, high = tag.write.range or tag.range or (-math.inf, math.inf)
+    low, high = map(_exactly, tag.write.range or tag.range or (-math.inf, math.inf))
     _inside(number, low, high, "allowed are values")
     if tag.scale_from is not None and power is None:
         raise EncodeProblem(f"its power of ten ({tag.scale_from}) is not known, so it cannot be scaled")
     raw = (number - tag.offset) / tag.scale.scaleb(power or 0)
-    if tag.type == "float32":
+    if tag.type in FLOATS:
         try:
-            return _ordered(tag, struct.pack(">f", float(raw)))
+            packed = struct.pack(FLOATS[tag.type], float(raw))
         except OverflowError:
-            raise EncodeProblem(f"{value} does not fit into a float32") from None
-    if tag.type == "float64":
-        return _ordered(tag, struct.pack(">d", float(raw)))
-    steps = int(raw.to_integral_value())
+            packed = b""
+        if not packed or math.isinf(struct.unpack(FLOATS[tag.type], packed)[0]):
+            raise EncodeProblem(f"{value} does not fit into a {tag.type}")
+        return _ordered(tag, packed)
+    steps = _nearest(raw, lambda step: low <= step * tag.scale.scaleb(power or 0) + tag.offset <= high)
     if tag.type in BCD_DIGITS:
         digits = BCD_DIGITS[tag.type]
         _inside(steps, 0, 10**digits - 1, f"a {tag.type} holds raw values")
         return _ordered(tag, bytes.fromhex(f"{steps:0{digits}d}"))
     return _ordered(tag, _integer_bytes(tag, steps))
+
+
+def _nearest(raw: Decimal, allowed: Callable[[int], bool]) -> int:
+    """The step nearest to `raw` whose value is allowed too: rounding leads out of no range."""
+    steps = int(raw.to_integral_value())
+    other = math.floor(raw) if steps > raw else math.ceil(raw)
+    return other if not allowed(steps) and allowed(other) else steps
 
 
 def _integer_bytes(tag: Tag, steps: int) -> bytes:
@@ -139,7 +150,10 @@ def _ordered(tag: Tag, data: bytes) -> tuple[int, ...]:
 def _text(tag: Tag, value: Plain) -> bytes:
     if not isinstance(value, str):
         raise EncodeProblem("it takes text")
-    data = value.encode()
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:
+        raise EncodeProblem("the text holds half of a character, which is no text") from None
     if len(data) > tag.length:
         raise EncodeProblem(f"the text is {len(data)} bytes long; it holds {tag.length}")
     return data.ljust(2 * tag.count, b"\0")
@@ -172,15 +186,26 @@ def _number(tag: Tag, value: Plain) -> Decimal:
             names = f" or one of {', '.join(tag.states.values())}" if tag.states else ""
             raise EncodeProblem(f"{value!r} is no number{names}") from None
     else:
-        parsed = Decimal(repr(value))
+        parsed = Decimal(value) if isinstance(value, int) else Decimal(repr(value))
     if not parsed.is_finite():
         raise EncodeProblem("it takes a finite number")
+    if parsed.adjusted() > MOST_DIGITS:  # before anything counts its digits one by one
+        raise EncodeProblem("the number is larger than any type holds")
     return parsed
 
 
-def _inside(number: Decimal | int, low: float, high: float, words: str) -> None:
+def _exactly(limit: float) -> Decimal:
+    """A limit as the configuration writes it: 0.1 itself, not the double next to it."""
+    return Decimal(repr(float(limit)))
+
+
+def _inside(number: Decimal | int, low: Decimal | int, high: Decimal | int, words: str) -> None:
     if not low <= number <= high:
-        raise EncodeProblem(f"{number} is out of range; {words} from {low:g} to {high:g}")
+        raise EncodeProblem(f"{number} is out of range; {words} from {_shown(low)} to {_shown(high)}")
+
+
+def _shown(limit: Decimal | int) -> str:
+    return str(limit) if isinstance(limit, int) else f"{float(limit):g}"
 
 
 def readback_matches(tag: Tag, value: Plain, readback: Plain, power: int | None = None) -> bool:

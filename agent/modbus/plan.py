@@ -7,7 +7,9 @@ is the exact minimum over all ways to cover the tags (dynamic programming over i
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_right
+import itertools
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,38 +115,57 @@ def _plan_group(
     device: Device, learnt: Learnt, every: float, table: Table, tags: Sequence[Tag]
 ) -> Iterable[Request]:
     limit = device.limits.registers if table in REGISTER_TABLES else device.limits.bits
-    if learnt.longest and table in REGISTER_TABLES:
-        limit = min(limit, learnt.longest)
+    if (
+        learnt.longest and table in REGISTER_TABLES
+    ):  # a tag stays whole, whatever was learnt before it was there
+        limit = min(limit, max(learnt.longest, max(tag.count for tag in tags)))
     forbidden = [(avoid.first, avoid.last + 1) for avoid in device.avoid if avoid.table == table]
     forbidden += [span for where, span in learnt.illegal if where == table]
-    together = _with_powers(tags, limit)
+    forbidden = _outside_of_tags(forbidden, tags)
     spans = least_cost(
-        [span for span, _ in together],
+        _with_powers(tags, limit, device.limits.gap, forbidden),
         cost=line_cost(device.url, device.limits.pause),
         table=table,
         limit=limit,
         gap=device.limits.gap,
-        forbidden=_outside_of_tags(forbidden, tags),
+        forbidden=forbidden,
     )
     return _requests(device, every, table, spans, tags)
 
 
-def _with_powers(tags: Sequence[Tag], limit: int) -> list[tuple[Span, str]]:
+def _with_powers(tags: Sequence[Tag], limit: int, gap: int | None, forbidden: Sequence[Span]) -> list[Span]:
     """Each tag's span, stretched to the register of its power of ten where one request can hold both.
 
-    A power of ten may change while the device runs, so value and power should stem from one reply.
+    A power of ten may change while the device runs, so value and power should stem from one reply. What no request
+    may do for another tag's sake (touch a forbidden span, bridge a hole longer than `gap`) it may not do for this.
     """
     by_name = {tag.name: tag for tag in tags}
+    covered = _merged((tag.address, tag.address + tag.count) for tag in tags)
+    holes = [(end, start) for (_, end), (start, _) in itertools.pairwise(covered)]
+    barriers = _merged([*forbidden, *(hole for hole in holes if gap is not None and hole[1] - hole[0] > gap)])
+    starts = [first for first, _ in barriers]
     spans = []
     for tag in tags:
         first, after = tag.address, tag.address + tag.count
         power = by_name.get(tag.scale_from) if tag.scale_from else None
         if power is not None:
             low, high = min(first, power.address), max(after, power.address + power.count)
-            if high - low <= limit:
+            last = bisect_left(starts, high) - 1
+            if high - low <= limit and (last < 0 or barriers[last][1] <= low):
                 first, after = low, high
-        spans.append(((first, after), tag.name))
+        spans.append((first, after))
     return spans
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """The same addresses as spans in order that do not touch."""
+    merged: list[Span] = []
+    for first, after in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], after))
+        else:
+            merged.append((first, after))
+    return merged
 
 
 def _outside_of_tags(forbidden: Iterable[Span], tags: Sequence[Tag]) -> list[Span]:
@@ -215,43 +236,54 @@ def _wanted(tags: Iterable[Tag]) -> int:
 def least_cost(
     spans: Iterable[Span], *, cost: Cost, table: Table, limit: int, gap: int | None, forbidden: Sequence[Span]
 ) -> list[Span]:
-    """The cheapest set of requests so that each span lies whole in one of them.
+    """The cheapest set of requests so that each span lies whole in one of them, in linear time after sorting.
 
     No request is longer than `limit`, bridges a hole longer than `gap` (None: any that pays) or touches a forbidden
     span. Equal costs: fewer requests, then fewer registers. Raises ValueError when a span alone breaks a rule.
     """
     atoms = _outermost(spans)
-    count = len(atoms)
-    best: list[tuple[float, int, int]] = [(0.0, 0, 0)] + [(float("inf"), 0, 0)] * count
-    came_from = [0] * (count + 1)
-    barriers = [first for first, _ in forbidden]
-    for start in range(count):
-        if best[start][0] == float("inf"):
-            continue
-        first = atoms[start][0]
-        next_barrier = bisect_right(barriers, first)
-        if next_barrier and forbidden[next_barrier - 1][1] > first:
-            continue
-        cap = min(first + limit, barriers[next_barrier] if next_barrier < len(barriers) else 1 << 17)
-        reach = first
-        for end in range(start, count):
-            hole = atoms[end][0] - reach
-            if atoms[end][1] > cap or (gap is not None and end > start and hole > gap):
-                break
-            reach = max(reach, atoms[end][1])
-            length = reach - first
-            spent, requests, registers = best[start]
-            candidate = (spent + cost.of(table, length), requests + 1, registers + length)
-            if candidate < best[end + 1]:
-                best[end + 1], came_from[end + 1] = candidate, start
-    if best[count][0] == float("inf"):
+    overhead, price = _whole_costs(cost, table)
+    best: list[tuple[int, int, int] | None] = [(0, 0, 0), *[None] * len(atoms)]
+    came_from = [0] * (len(atoms) + 1)
+    window: deque[tuple[tuple[int, int, int], int]] = (
+        deque()
+    )  # starts that may still serve, the cheapest first
+    earliest, barrier, passed = 0, 0, 0
+    for end, (first, after) in enumerate(atoms):
+        so_far = best[end]
+        if so_far is not None:
+            key = (so_far[0] - price * first, so_far[1], so_far[2] - first)
+            while window and window[-1][0] > key:
+                window.pop()
+            window.append((key, end))
+        if gap is not None and end and first - atoms[end - 1][1] > gap:
+            earliest = end
+        while passed < len(forbidden) and forbidden[passed][0] < after:
+            barrier = max(barrier, forbidden[passed][1])
+            passed += 1
+        while earliest <= end and atoms[earliest][0] < max(barrier, after - limit):
+            earliest += 1
+        while window and window[0][1] < earliest:
+            window.popleft()
+        if window:
+            (spent, requests, registers), start = window[0]
+            best[end + 1] = (spent + overhead + price * after, requests + 1, registers + after)
+            came_from[end + 1] = start
+    if best[-1] is None:
         raise ValueError("a tag does not fit into one request within the device's limits")
     chosen: list[Span] = []
+    count = len(atoms)
     while count:
         start = came_from[count]
         chosen.append((atoms[start][0], atoms[count - 1][1]))
         count = start
     return chosen[::-1]
+
+
+def _whole_costs(cost: Cost, table: Table) -> tuple[int, int]:
+    """Of a request and of a register (or bit) in it, in picoseconds, so that equal costs compare equal."""
+    overhead = cost.of(table, 0)
+    return round(1e9 * overhead), round(1e9 * (cost.of(table, 1) - overhead))
 
 
 def _outermost(spans: Iterable[Span]) -> list[Span]:

@@ -73,6 +73,8 @@ def tag(type: str, **more: object) -> Tag:
         (tag("uint16", bit=4), "FFEF", False),
         (tag("uint16", bits=(8, 11)), "0A00", 10),
         (tag("bool"), "0001", True),
+        (tag("uint64", bits=(0, 63)), "FFFFFFFFFFFFFFFE", 2**64 - 2),
+        (tag("int64", bits=(0, 62)), "7FFFFFFFFFFFFFFE", 2**63 - 2),
         (tag("string", length=6), "4142204300 00".replace(" ", ""), "AB C"),
         (tag("string", length=5), "414243444546", "ABCDE"),
         (tag("string", length=4, order="BADC"), "42414443", "ABCD"),
@@ -233,6 +235,14 @@ def test_what_is_written_is_read(data, kind: str, order: str) -> None:  # type: 
         (tag("uint64", write=Write()), str(2**53 + 1), 16, (0x20, 0, 0, 1)),
         (tag("string", length=4, write=Write()), "AB", 16, (0x4142, 0)),
         (tag("bcd16", write=Write()), 1234, 6, (0x1234,)),
+        (
+            tag("uint16", scale=Decimal("0.5"), write=Write(range=(0, 99.9))),
+            99.9,
+            6,
+            (199,),
+        ),  # not on to 100.0
+        (tag("uint16", scale=Decimal("0.5"), write=Write(range=(0.1, 90))), 0.1, 6, (1,)),
+        (tag("int16", scale=Decimal("-0.5"), write=Write(range=(0, 99.9))), 99.9, 6, (0xFF39,)),
     ],
 )
 def test_encode(what: Tag, value: object, function: int, words: tuple[int, ...]) -> None:
@@ -276,6 +286,13 @@ def test_encode_bits(what: Tag, value: object, address: int, and_mask: int, or_m
         (tag("uint16", bits=(0, 3), write=Write()), 16, "the bit field holds from 0 to 15"),
         (tag("string", length=2, write=Write()), "abc", "3 bytes long; it holds 2"),
         (tag("float32", write=Write()), 1e39, "does not fit into a float32"),
+        (tag("float32", write=Write()), "1e400", "does not fit into a float32"),
+        (tag("float32", write=Write()), 10**400, "does not fit into a float32"),
+        (tag("float64", write=Write()), "1e400", "does not fit into a float64"),
+        (tag("uint16", write=Write()), "1e2000000", "larger than any type holds"),
+        (tag("uint16", bits=(0, 3), write=Write()), "1e2000000", "larger than any type holds"),
+        (tag("uint16", write=Write()), 10**4000, "larger than any type holds"),
+        (tag("string", length=8, write=Write()), "\ud800", "half of a character"),
         (tag("int16", scale_from="sf", write=Write()), 1, "power of ten (sf) is not known"),
         (tag("int16", missing=(-32768,), write=Write()), -32768, "not available"),
     ],
@@ -294,12 +311,26 @@ def test_coil_is_written_by_function_5_or_15() -> None:
     ).bits == (True,)
 
 
+@pytest.mark.parametrize("limit", [0.1, 0.3, 0.96, 1.1, 99.9, 100.7])
+def test_the_limits_themselves_may_be_written(limit: float) -> None:
+    for limits in ((limit, 200.0), (-200.0, limit)):
+        what = tag("int16", scale=Decimal("0.01"), write=Write(range=limits))
+        assert encode(what, Device("d", URL), limit).words == (round(100 * limit),)
+
+
 def test_readback_differs() -> None:
     tenth = tag("uint16", scale=Decimal("0.1"), write=Write())
     assert readback_matches(tenth, 18.54, 18.5)
     assert not readback_matches(tenth, 18.54, 18.4)
     assert not readback_matches(tenth, 18.5, None)
     assert readback_matches(tag("float32"), 0.1, 0.1) and not readback_matches(tag("float32"), 0.1, 0.1001)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\1", b"\0\1", b"\0\1\0\1\0\1"])
+def test_a_reply_of_another_length_is_refused(payload: bytes) -> None:
+    dev = Device("d", URL, tags={"t": tag("uint32")})
+    with pytest.raises(ValueError, match="instead of 4"):
+        Decoder(request_for(dev, ("t",)), dev).decode(payload)
 
 
 def test_every_order_side_by_side() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.types import Avoid, Config, Device, Limits, Tag, Url
+from agent.config.types import Avoid, Config, Device, Limits, Table, Tag, Url
 from agent.modbus.plan import (
     Cost,
     Learnt,
@@ -162,6 +162,58 @@ def test_a_value_and_its_power_of_ten_come_in_one_reply() -> None:
     assert "sf" in request.tags
 
 
+@pytest.mark.parametrize(
+    ("options", "learnt"),
+    [
+        ({"avoid": (Avoid("holding", 5, 5),)}, Learnt()),
+        ({}, Learnt(illegal=(("holding", (5, 6)),))),
+        ({"limits": Limits(gap=8)}, Learnt()),
+        ({"limits": Limits(registers=10)}, Learnt()),
+        ({}, Learnt(longest=10)),
+    ],
+)
+def test_a_power_behind_what_may_not_be_read_is_read_apart(options, learnt) -> None:  # type: ignore[no-untyped-def]
+    tags = [Tag("w", "holding", 0, type="int16", scale_from="sf"), Tag("sf", "holding", 10, type="int16")]
+    assert spans(plan_device(device(tags, **options), learnt)) == [(0, 1), (10, 1)]
+
+
+def test_a_hole_within_the_gap_is_bridged_for_a_power() -> None:
+    tags = [Tag("w", "holding", 0, type="int16", scale_from="sf"), Tag("sf", "holding", 10, type="int16")]
+    assert spans(plan_device(device(tags, url=SERIAL, limits=Limits(gap=9)))) == [(0, 11)]
+    assert spans(plan_device(device([*tags, *at(5)], url=SERIAL, limits=Limits(gap=4)))) == [(0, 11)]
+
+
+def test_a_tag_longer_than_what_was_learnt_stays_whole() -> None:
+    assert spans(plan_device(device(at(0, 2, type="float32")), Learnt(longest=1))) == [(0, 2), (2, 2)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    places=st.lists(
+        st.tuples(st.integers(0, 60), st.sampled_from(["int16", "float32"]), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
+    power=st.integers(0, 60),
+    hole=st.lists(st.integers(0, 60), max_size=4),
+    gap=st.sampled_from([None, 0, 5]),
+    longest=st.sampled_from([0, 1, 7]),
+)
+def test_any_device_that_check_lets_pass_is_planned(places, power, hole, gap, longest) -> None:  # type: ignore[no-untyped-def]
+    tags = [
+        Tag(f"t{i}", "holding", address, type=kind, scale_from="sf" if scaled else None)
+        for i, (address, kind, scaled) in enumerate(places)
+    ]
+    tags.append(Tag("sf", "holding", power, type="int16"))
+    covered = {address for tag in tags for address in range(tag.address, tag.address + tag.count)}
+    illegal = tuple(("holding", (address, address + 1)) for address in sorted(set(hole) - covered))
+    requests = plan_device(device(tags, limits=Limits(gap=gap)), Learnt(illegal=illegal, longest=longest))
+    assert sorted(name for one in requests for name in one.tags) == sorted(tag.name for tag in tags)
+    for one in requests:
+        assert one.count <= max(longest, 2) or not longest
+        assert not any(one.address <= first < one.address + one.count for _, (first, _) in illegal)
+
+
 def test_power_out_of_reach_is_read_apart() -> None:
     tags = [Tag("w", "holding", 0, type="int16", scale_from="sf"), Tag("sf", "holding", 300, type="int16")]
     assert sorted(spans(plan_device(device(tags)))) == [(0, 1), (300, 1)]
@@ -186,8 +238,11 @@ def test_split_cuts_at_the_widest_hole() -> None:
     assert split(request_for(dev, ("a0",)), dev) == (request_for(dev, ("a0",)),)
 
 
-def test_ten_thousand_tags_under_a_second() -> None:
-    tags = [Tag(f"t{i}", "holding", 6 * i, type="float32") for i in range(10_000)]
+@pytest.mark.parametrize(
+    ("table", "kind", "step"), [("holding", "float32", 6), ("coil", "bool", 1), ("input", "uint16", 2)]
+)
+def test_ten_thousand_tags_under_a_second(table: Table, kind: str, step: int) -> None:
+    tags = [Tag(f"t{i}", table, step * i, type=kind) for i in range(10_000)]
     started = time.process_time()
     requests = plan_device(device(tags))
     assert time.process_time() - started < 1.0
