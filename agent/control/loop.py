@@ -1,178 +1,142 @@
 """One control loop: its modes and what it does when anything fails. Pure: time and samples are handed in.
 
-Modes: off; shadow (computes, writes nothing); manual (holds the output, which others may write); auto; and fail, into
-which auto and manual go by themselves. Whatever is in doubt ends in fail, never in a guess.
+Modes: off; shadow (computes, writes nothing); manual (a person's: others may write the output, the loop shows it);
+auto; and fail, into which auto goes by itself, and manual for its interlock alone. Whatever is in doubt ends in fail,
+never in a guess.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.config.types import LoopConfig
+from agent.control.output import MISMATCHES, Output
 from agent.control.pid import Pid
+from agent.control.shape import FeedForward, Setpoint, within
+from agent.control.signals import Inputs, Sample, Step
+from agent.control.timing import Grid, Heart
 from agent.twin.records import Event, LoopView
 
 START_SCANS = 3
 """Good scans before a loop takes over."""
-MISMATCHES = 3
-"""Scans in which the output reads back different before the loop gives way to whoever writes it."""
+START_PATIENCE = 10.0
+"""Seconds for which a loop in auto may be kept from taking over before that is a failure like any other."""
 STALE_PERIODS = 5.0
-EARLY = 0.75
-"""Of the period: a sample that comes sooner after the last step belongs to the same step of the grid."""
-HEARTBEAT_SHARE = 3.0
-HEARTBEAT_VALUES = 32_768
-"""Counts 0 … 32,767: fits signed and unsigned registers."""
+WRITE_RETRY = 1.0
+"""Seconds between attempts at a fail value that could not be written."""
 STARTING = f"waiting for {START_SCANS} good scans"
+GAVE_WAY = "the output reads back different: somebody else writes it"
+MODES = ("off", "shadow", "manual", "auto")
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A value with its time (monotonic). `good` False: the number means nothing."""
-
-    value: float = math.nan
-    good: bool = False
-    t: float = -math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a loop looks at. `setpoint` None: the setpoint is no tag. `ahead`: forecasts of the PV, for `trip`."""
-
-    pv: Sample
-    out: Sample
-    setpoint: Sample | None = None
-    interlocks: tuple[Sample, ...] = ()
-    feed_forward: Sample | None = None
-    ahead: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What is to be done. `safety`: the one write to a fail or stop value, which no interval may hold up."""
-
-    write: float | None = None
-    safety: bool = False
-    heartbeat: int | None = None
-    events: tuple[Event, ...] = ()
-
-
-@dataclass
 class Loop:
-    """State of one loop. `pv_period` and `quantum` (the output register's step) come from the tags."""
+    """State of one loop.
 
-    config: LoopConfig
-    pv_period: float
-    quantum: float = 0.0
-    mode: str = "off"
-    failed: bool = False
-    reason: str | None = None
-    engaged: bool = False
-    limited: bool = False
-    target: float = math.nan
-    sp: float = math.nan
-    pv: Sample = field(default_factory=Sample)
-    out: float = math.nan
-    written: float = math.nan
-    steps: int = 0
-    _pid: Pid = field(init=False)
-    _good: int = 0
-    _bad: int = 0
-    _sp_bad: int = 0
-    _mismatch: int = 0
-    _by_hand: bool = False
-    _confirmed: float = math.inf
-    _fail_write: float | None = None
-    _last_step: float = -math.inf
-    _last_pv_t: float = -math.inf
-    _last_good_t: float = -math.inf
-    _ff: float = 0.0
-    _ff_t: float = -math.inf
-    _beat: int = 0
-    _next_beat: float = -math.inf
+    `pv_period`: seconds between samples of the PV. `quantum`: the output register's step, 0 for floats. `same`: whether
+    a value read back is the one that was written. `beats`: lowest and highest count of the heartbeat register.
+    """
 
-    def __post_init__(self) -> None:
-        self._pid = Pid(self.config)
-        self.mode = self.config.mode
-        if not isinstance(self.config.setpoint, tuple):
-            self.target = float(self.config.setpoint)
-        self.reason = STARTING if self.mode == "auto" else None
+    def __init__(
+        self,
+        config: LoopConfig,
+        *,
+        pv_period: float,
+        quantum: float = 0.0,
+        same: Callable[[float, float], bool] = math.isclose,
+        beats: tuple[int, int] = (0, 32_767),
+    ) -> None:
+        self.config = config
+        self.mode: str = config.mode
+        self.failed = False
+        self.engaged = False
+        self.reason: str | None = STARTING if config.mode == "auto" else None
+        self.limited = False
+        self.setpoint = Setpoint()
+        if not isinstance(config.setpoint, tuple):
+            self.setpoint.target = float(config.setpoint)
+        self.pv = Sample()
+        self.out = math.nan
+        self.steps = 0
+        self._pv_period = pv_period
+        self._quantum = quantum
+        self._output = Output(same)
+        self._grid = Grid(config.every, pv_period)
+        self._heart = None if config.heartbeat is None else Heart(config.heartbeat.timeout, *beats)
+        self._period = max(config.every, pv_period)
+        self._pid = Pid(config, self._period)
+        self._feed_forward = FeedForward()
+        self._gave_way = False
+        self._fail_write: float | None = None
+        self._fail_sent = False
+        self._retry_at = -math.inf
+        self._notes: list[Event] = []
+        self._last_step = -math.inf
+        self._controlled = -math.inf
+        self._waiting_since = math.nan
+        self._forget_samples()
+
+    def _forget_samples(self) -> None:
+        self._good = self._bad = self._setpoint_bad = 0
+        self._last_good = -math.inf
 
     # -- samples and time ---------------------------------------------------------------------------------------
 
     def on_sample(self, now: float, inputs: Inputs) -> Step:
-        """The PV's sample has come: one step, on the loop's own grid."""
+        """The PV's sample has come: a step, when the loop's own grid has one due."""
         self.pv = inputs.pv
-        if self._last_good_t == -math.inf:
-            self._last_good_t = now  # its age counts from the first scan on
-        if self.mode == "off" or now - self._last_step < EARLY * self.config.every:
+        self._output.look_back(inputs.out)
+        if self.mode == "off" or not self._grid.step_now(now):
             return Step()
-        dt = inputs.pv.t - self._last_pv_t if math.isfinite(self._last_pv_t) else self.config.every
+        elapsed = now - self._last_step if math.isfinite(self._last_step) else self._period
         self._last_step = now
-        self._count(now, inputs)
-        self._move_setpoint(inputs, dt)
-        self._filter_feed_forward(inputs, dt)
-        self._last_pv_t = inputs.pv.t
         self.steps += 1
-        return self._act(now, inputs, dt)
+        self._count(now, inputs)
+        self.setpoint.move(self.config, inputs.setpoint, elapsed, ramping=self.engaged)
+        if self._feed_forward.move(self.config, inputs.feed_forward, elapsed) and self.engaged:
+            self._pid.absorb(self._feed_forward.value)
+        return self._act(now, inputs, elapsed)
 
-    def on_tick(self, now: float, inputs: Inputs) -> Step:
+    def on_tick(self, now: float) -> Step:
         """Time has passed: the heartbeat, and what must not wait for a sample that may never come."""
         step = Step()
-        if self.mode == "auto" and self.engaged and self._stale(now):
-            step = self._fail(now, f"PV is {now - self._last_good_t:.1f} s old")
-        elif self.failed and self._fail_write is not None:
-            step = Step(write=self._fail_write, safety=True)
-        return Step(step.write, step.safety, self._heartbeat(now), step.events)
+        if now - self.pv.t > self._patience_for_pv:
+            self.pv = Sample(t=self.pv.t)
+        if self.failed:
+            step = self._repeat_fail_write(now)
+        elif self.engaged and self._stale(now):
+            problem = self._age(now)
+            if self.mode == "auto":
+                step = self._fail(now, problem)
+            else:
+                self.reason = problem
+        elif self.mode == "auto" and not self.engaged:
+            step = self._lose_patience(now)
+        events = (*self._notes, *step.events)
+        self._notes.clear()
+        return dataclasses.replace(step, heartbeat=self._heartbeat(now), events=events)
 
     def _count(self, now: float, inputs: Inputs) -> None:
+        if self._last_good == -math.inf:
+            self._last_good = now  # its age counts from the first scan on
         if inputs.pv.good:
-            self._good, self._bad, self._last_good_t = self._good + 1, 0, inputs.pv.t
+            self._good, self._bad, self._last_good = self._good + 1, 0, inputs.pv.t
         else:
             self._good, self._bad = 0, self._bad + 1
         if inputs.setpoint is not None:
-            self._sp_bad = 0 if inputs.setpoint.good else self._sp_bad + 1
-        out = inputs.out
-        if out.good and out.t > self._confirmed and math.isfinite(self.written):
-            away = abs(out.value - self.written) > self.quantum / 2 + 1e-9 * max(1.0, abs(self.written))
-            self._mismatch = self._mismatch + 1 if away else 0
-
-    def _move_setpoint(self, inputs: Inputs, dt: float) -> None:
-        if inputs.setpoint is not None and inputs.setpoint.good:
-            self.target = inputs.setpoint.value
-        low, high = self.config.setpoint_limits or (-math.inf, math.inf)
-        target = min(max(self.target, low), high)
-        if self.config.ramp is None or math.isnan(self.sp) or not self.engaged:
-            self.sp = target
-        else:
-            step = self.config.ramp * max(dt, 0.0)
-            self.sp = min(max(target, self.sp - step), self.sp + step)
-
-    def _filter_feed_forward(self, inputs: Inputs, dt: float) -> None:
-        """First-order lag; a bad sample holds the last value."""
-        config = self.config.feed_forward
-        if config is None or inputs.feed_forward is None or not inputs.feed_forward.good:
-            return
-        goal = config.gain * inputs.feed_forward.value
-        lag = config.lag
-        self._ff = (
-            goal
-            if lag <= 0.0 or self.steps == 0
-            else self._ff + (goal - self._ff) * min(1.0, dt / (lag + dt))
-        )
+            self._setpoint_bad = 0 if inputs.setpoint.good else self._setpoint_bad + 1
 
     # -- the decision -------------------------------------------------------------------------------------------
 
-    def _act(self, now: float, inputs: Inputs, dt: float) -> Step:
+    def _act(self, now: float, inputs: Inputs, elapsed: float) -> Step:
         problem = self._problem(now, inputs)
         if self.failed:
             return self._while_failed(now, inputs, problem)
         if self.mode == "manual":
-            self.out = inputs.out.value if inputs.out.good else self.out
-            return self._fail(now, problem) if problem and not problem.startswith("PV") else Step()
+            return self._in_manual(now, inputs)
         if not self.engaged:
             return self._start(now, inputs, problem)
         if problem and self.mode == "auto":
@@ -180,134 +144,197 @@ class Loop:
         if problem or not inputs.pv.good:
             self.reason = problem or "PV not good"
             return Step()  # shadow with a problem, or a bad scan or two: nothing moves
-        self.reason = None
-        return self._control(inputs, dt)
+        self.reason = self._output.error
+        return self._control(inputs, elapsed)
 
     def _problem(self, now: float, inputs: Inputs) -> str | None:
-        """Why the loop must not act; those of the PV begin with PV."""
-        config = self.config
-        if any(not one.good or one.value == 0.0 for one in inputs.interlocks):
-            return "interlock"
-        if self._mismatch >= MISMATCHES:
-            return "the output reads back different: somebody else writes it; set auto again by hand"
-        if self._bad >= config.fail.after:
+        """Why the loop must not act."""
+        after = self.config.fail.after
+        if open_ := self._interlock(inputs):
+            return open_
+        if self._output.mismatches >= MISMATCHES and self.mode == "auto":
+            return GAVE_WAY
+        if tripped := self._trip(inputs):
+            return tripped
+        if self._bad >= after:
             return "PV not good"
         if self._stale(now):
-            return f"PV is {now - self._last_good_t:.1f} s old"
-        if inputs.setpoint is not None and self._sp_bad >= config.fail.after:
+            return self._age(now)
+        if inputs.setpoint is not None and self._setpoint_bad >= after:
             return "setpoint not good"
-        if config.trip is not None and inputs.pv.good:
-            low, high = config.trip
-            if not low <= inputs.pv.value <= high:
-                return f"PV trip: {inputs.pv.value:g} is outside {low:g} to {high:g}"
-            for foretold in inputs.ahead:
-                if math.isfinite(foretold) and not low <= foretold <= high:
-                    return f"PV trip: {foretold:g} is foretold, outside {low:g} to {high:g}"
         return None
 
-    def _stale(self, now: float) -> bool:
-        limit = STALE_PERIODS * self.pv_period
+    def _interlock(self, inputs: Inputs) -> str | None:
+        for key, sample in zip(self.config.interlock, inputs.interlocks):
+            if not sample.good or sample.value == 0.0:
+                return f"interlock {'/'.join(key)} is {'false' if sample.good else 'not good'}"
+        return None
+
+    def _trip(self, inputs: Inputs) -> str | None:
+        if self.config.trip is None:
+            return None
+        low, high = self.config.trip
+        beyond = f"outside {low:g} to {high:g}"
+        pv = inputs.pv.value
+        if math.isfinite(pv) and not low <= pv <= high:
+            return f"PV trip: {pv:g} is {beyond}"
+        if inputs.pv.good:
+            for foretold in inputs.ahead:
+                if math.isfinite(foretold) and not low <= foretold <= high:
+                    return f"PV trip: {foretold:g} is foretold, {beyond}"
+        return None
+
+    @property
+    def _patience_for_pv(self) -> float:
+        """Seconds after which the last good PV is too old to act on."""
         model = self.config.model
-        if model is not None:
-            limit = max(limit, (model.delay + model.t1 + model.t2) / 2)
-        return now - self._last_good_t > limit
+        slow = 0.0 if model is None else (model.delay + model.t1 + model.t2) / 2
+        return max(STALE_PERIODS * self._pv_period, slow)
+
+    def _stale(self, now: float) -> bool:
+        return math.isfinite(self._last_good) and now - self._last_good > self._patience_for_pv
+
+    def _age(self, now: float) -> str:
+        return f"PV is {now - self._last_good:.1f} s old"
+
+    def _in_manual(self, now: float, inputs: Inputs) -> Step:
+        """The output is a person's; the interlock alone still acts."""
+        self.out = inputs.out.value if inputs.out.good else math.nan
+        open_ = self._interlock(inputs)
+        return self._fail(now, open_) if open_ else Step()
 
     def _start(self, now: float, inputs: Inputs, problem: str | None) -> Step:
         """Takes over from the output that the device has now, once everything was good for three scans."""
-        if problem or self._good < START_SCANS or not inputs.out.good or math.isnan(self.target):
-            self.reason = problem or (
-                STARTING if self._good < START_SCANS else "the output's value is not known"
-            )
-            if not problem and math.isnan(self.target) and self._good >= START_SCANS and inputs.out.good:
+        out = inputs.out
+        self.out = out.value if out.good else math.nan
+        self.reason = problem
+        if not problem:
+            if self._good < START_SCANS:
+                self.reason = STARTING
+            elif not self._output.fresh(out):
+                self.reason = "the output's value is not known"
+            elif math.isnan(self.setpoint.target):
                 self.reason = "the setpoint is not known"
-            return Step()
-        low, high = self.config.limits
+        if self.reason is not None:
+            return self._lose_patience(now)
+        config = self.config
         self.engaged = True
-        self.reason = None
-        self.out = self.written = min(max(inputs.out.value, low), high)
-        self._confirmed = math.inf
-        self._mismatch = 0
-        if self.config.ramp is not None:
-            self.sp = inputs.pv.value
-        self._pid.take_over(self.out, self.sp, inputs.pv.value, self._ff)
-        if self.out != inputs.out.value and self.mode == "auto":
-            return Step(write=self.out)  # it stood outside the loop's limits
+        self.out = within(out.value, config.limits)
+        self._output.take_over(now, self.out)
+        self._waiting_since = math.nan
+        self._controlled = inputs.pv.t
+        if config.ramp is not None:
+            self.setpoint.value = within(inputs.pv.value, config.setpoint_limits)
+        self._pid.take_over(self.out, self.setpoint.value, inputs.pv.value, self._feed_forward.value)
+        self.limited = self.out != out.value
+        if self.limited and self.mode == "auto":
+            return Step(write=self.out)  # it stood outside the loop's limits, which hold always
         return Step()
 
-    def _control(self, inputs: Inputs, dt: float) -> Step:
-        out = inputs.out
-        if self.mode == "auto" and self._mismatch and out.good:
-            low, high = self.config.limits
-            self._pid.pushed_to(min(max(out.value, low), high))
-        before = self._pid.output
-        wanted = self._pid.step(self.sp, inputs.pv.value, self._ff, dt)
-        low, high = self.config.limits
-        rate = math.inf if self.config.rate is None else self.config.rate * self.config.every
-        self.limited = wanted in (low, high) or abs(wanted - before) >= 0.999 * rate
-        self.out = wanted
-        if self.mode == "shadow" or abs(wanted - self.written) <= max(self.config.deadband, self.quantum / 2):
+    def _lose_patience(self, now: float) -> Step:
+        """A loop that cannot take over is no loop: after a while that is a failure."""
+        if self.mode != "auto":
             return Step()
-        self.written = wanted
-        self._confirmed = math.inf
-        return Step(write=wanted)
+        if math.isnan(self._waiting_since):
+            self._waiting_since = now
+        patience = max(START_PATIENCE, STALE_PERIODS * self._period)
+        if now - self._waiting_since <= patience:
+            return Step()
+        why = "no sample of the PV" if self.reason == STARTING else self.reason
+        return self._fail(now, f"cannot take over: {why}")
+
+    def _control(self, inputs: Inputs, elapsed: float) -> Step:
+        config = self.config
+        pushed = self._output.pushed()
+        missed = self._output.missed()
+        if self.mode == "auto" and pushed is not None:
+            self._pid.pushed_to(within(pushed, config.limits))
+        elif self.mode == "auto" and missed is not None:
+            self._pid.stayed_at(within(missed, config.limits))
+        dt = inputs.pv.t - self._controlled
+        self._controlled = inputs.pv.t
+        self.out = self._pid.step(self.setpoint.value, inputs.pv.value, self._feed_forward.value, dt, elapsed)
+        self.limited = self._pid.limited
+        change = abs(self.out - self._output.written)
+        settled = pushed is None and change <= max(config.deadband, self._quantum / 2)
+        if self.mode == "shadow" or settled:
+            return Step()
+        return Step(write=self.out)
 
     # -- fail ---------------------------------------------------------------------------------------------------
 
+    def fault(self, now: float, reason: str) -> Step:
+        """Something outside the loop's own sight is wrong: a running loop goes to its fail value."""
+        running = self.mode == "auto" and self.engaged and not self.failed
+        return self._fail(now, reason) if running else Step()
+
     def _fail(self, now: float, reason: str) -> Step:
-        self.failed, self.engaged, self.reason = True, False, reason
-        self._by_hand = self._mismatch >= MISMATCHES or self.config.fail.resume is None
+        self.failed, self.engaged, self.limited, self.reason = True, False, False, reason
+        self._gave_way = reason == GAVE_WAY
         self._good = 0
-        self.limited = False
         to = self.config.fail.to
-        self._fail_write = self._within(to) if isinstance(to, int | float) else None
-        if self._fail_write is not None:
-            self.out = self.written = self._fail_write
-            self._confirmed = math.inf
         what = {"hold": "the output is held", "release": "the output is left to the PLC"}.get(
             str(to), f"the output goes to {to}"
         )
         event = self._event("loop_fail", "alarm", "raised", f"{reason}; {what}", now)
-        return Step(write=self._fail_write, safety=self._fail_write is not None, events=(event,))
+        if isinstance(to, str):
+            return Step(events=(event,))
+        self._fail_write = self.out = within(float(to), self.config.limits)
+        self._fail_sent = True
+        return Step(write=self._fail_write, safety=True, events=(event,))
+
+    def _repeat_fail_write(self, now: float) -> Step:
+        if self._fail_write is None or self._fail_sent or now < self._retry_at:
+            return Step()
+        self._fail_sent = True
+        return Step(write=self._fail_write, safety=True)
 
     def _while_failed(self, now: float, inputs: Inputs, problem: str | None) -> Step:
         """Back through the same door as at the start, after enough good scans; a fault that stays keeps it here."""
+        if inputs.out.good:
+            self.out = inputs.out.value
+        if self._gave_way and not self._output.is_ours(inputs.out):
+            problem = GAVE_WAY
+        elif problem == GAVE_WAY:
+            problem = None
         if problem:
-            self._good = 0
-            if not self._by_hand:
-                self.reason = problem
+            self._good, self.reason = 0, problem
             return Step()
         resume = self.config.fail.resume
-        if self._by_hand or resume is None or self._good < max(resume, 1) or not inputs.out.good:
+        if resume is None or self._good < max(resume, 1) or not self._output.fresh(inputs.out):
             return Step()
-        return self._leave_fail(now)
-
-    def _leave_fail(self, now: float) -> Step:
-        self.failed, self._by_hand, self._fail_write, self._mismatch = False, False, None, 0
-        self.reason = STARTING
+        if self._fail_write is not None:
+            self.reason = f"the fail value {self._fail_write:g} could not be written"
+            return Step()
+        event = self._leave_fail(now)
         self._good = max(self._good, START_SCANS)
-        event = self._event("loop_fail", "alarm", "cleared", "good again", now)
         return Step(events=(event,))
 
-    def fault(self, now: float, reason: str) -> Step:
-        """Something outside the loop's own sight is wrong: to the fail value."""
-        return self._fail(now, reason) if self.mode == "auto" and not self.failed else Step()
+    def _leave_fail(self, now: float) -> Event:
+        self.failed = self._gave_way = self._fail_sent = False
+        self._fail_write, self._output.mismatches = None, 0
+        self._waiting_since = math.nan
+        self.reason = STARTING if self.mode == "auto" else None
+        return self._event("loop_fail", "alarm", "cleared", "good again", now)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
     def set_mode(self, now: float, mode: str) -> tuple[str | None, Step]:
         """(why not, what to do). auto starts through the door of a start: without a bump, from the output as it is."""
-        if mode not in ("off", "shadow", "manual", "auto"):
-            return f"there is no mode {mode!r}: off, shadow, manual or auto", Step()
+        if mode not in MODES:
+            return f"there is no mode {mode!r}: {', '.join(MODES[:-1])} or {MODES[-1]}", Step()
         if mode == self.mode and not self.failed:
             return None, Step()
         events = [self._event("loop_mode", "info", "raised", f"{self.mode} -> {mode}", now)]
         if self.failed:
-            self._good = 0
-            events += self._leave_fail(now).events
-            self._good = 0
+            events.append(self._leave_fail(now))
+            self._forget_samples()
+        if self.mode == "off":
+            self._forget_samples()
         self.mode = mode
-        self.engaged, self.limited = False, False
-        self._mismatch = 0
+        self.engaged = self.limited = False
+        self._output.forget(now)
+        self._waiting_since = math.nan
         self.reason = STARTING if mode == "auto" else None
         if mode == "off":
             self.out = math.nan
@@ -319,63 +346,96 @@ class Loop:
             return f"the setpoint is the tag {'/'.join(self.config.setpoint)}"
         if not math.isfinite(value):
             return "the setpoint must be a number"
-        low, high = self.config.setpoint_limits or (-math.inf, math.inf)
-        if not low <= value <= high:
-            return f"{value:g} is outside setpoint_limits, {low:g} to {high:g}"
-        self.target = value
+        limits = self.config.setpoint_limits
+        if within(value, limits) != value:
+            assert limits is not None
+            return f"{value:g} is outside setpoint_limits, {limits[0]:g} to {limits[1]:g}"
+        self.setpoint.target = value
+        return None
+
+    def set_parameters(self, config: LoopConfig) -> str | None:
+        """Takes another configuration of the same loop without a bump; the reason where only a new start can do it."""
+        for key in ("name", "pv", "out", "every", "mode", "heartbeat", "interlock"):
+            if getattr(config, key) != getattr(self.config, key):
+                return f"{key} changed"
+        if isinstance(config.setpoint, tuple) or isinstance(self.config.setpoint, tuple):
+            if config.setpoint != self.config.setpoint:
+                return "setpoint changed"
+        elif config.setpoint != self.config.setpoint:
+            self.setpoint.target = config.setpoint
+        before = self.config
+        self.config = config
+        self._pid.set_parameters(config, self._period)
+        if config.feed_forward != before.feed_forward:
+            self._pid.absorb(-self._feed_forward.value)
+            self._feed_forward = FeedForward()
         return None
 
     def restarted(self, now: float) -> Step:
         """The device was reset: what it holds now is not what was written. Through the door of a start again."""
         if self.mode != "auto" or not self.engaged:
             return Step()
-        self.engaged, self._good, self._mismatch = False, 0, 0
+        self.engaged, self._good = False, 0
+        self._output.forget(now)
         self.reason = "the device was restarted: " + STARTING
         return Step(events=(self._event("loop_restart", "warning", "raised", self.reason, now),))
 
-    def on_write_done(self, now: float, ok: bool, value: float, safety: bool) -> None:
-        """A write was confirmed or not; only what reads back after it counts as different."""
-        if ok:
-            self._confirmed = now
-            if safety:
+    def on_write_begin(self, value: float) -> None:
+        """A write that was decided on goes out now, perhaps later than it was decided."""
+        self._output.ask(value)
+
+    def on_write_done(
+        self, now: float, *, value: float, ok: bool, readback: float | None, error: str | None, safety: bool
+    ) -> None:
+        """A write was answered. `readback` None and not `ok`: nothing says that the value arrived."""
+        reached = ok or readback is not None
+        if safety and self.failed:
+            self._fail_sent, self._retry_at = False, now + WRITE_RETRY
+            if reached:
                 self._fail_write = None
-        elif not safety and value == self.written:
-            self.written = math.nan  # it never got there: the next step writes again
+        if value != self._output.written:
+            return  # a newer one is on its way
+        change = self._output.answered(now, ok=ok, readback=readback, error=error, safety=safety)
+        if change:
+            text = self._output.error or "the output can be written again"
+            self._notes.append(self._event("loop_write", "alarm", change, text, now))
 
     def stop(self, now: float) -> Step:
         """The daemon ends: to `on_stop`. The heartbeat ends with the process."""
         to = self.config.fail.on_stop
         active = self.mode == "auto" and (self.engaged or self.failed)
-        self.mode, self.engaged = "off", False
-        if not active or not isinstance(to, int | float):
+        self.mode, self.engaged, self.failed, self._fail_write = "off", False, False, None
+        if not active or isinstance(to, str):
             return Step()
-        return Step(write=self._within(to), safety=True)
+        return Step(write=within(float(to), self.config.limits), safety=True)
 
     # -- the rest -----------------------------------------------------------------------------------------------
 
     @property
     def holds_output(self) -> bool:
         """True while nobody else may write the output or the heartbeat."""
-        return self.mode == "auto"
+        return self.mode == "auto" or self.failed
+
+    @property
+    def may_write(self) -> bool:
+        """True while an output that still waits to be written is to be written at all."""
+        return self.mode == "auto" and self.engaged
 
     def view(self) -> LoopView:
+        shown = self.setpoint.shown
         return LoopView(
             mode="fail" if self.failed else self.mode,
-            sp=None
-            if math.isnan(self.target if math.isnan(self.sp) else self.sp)
-            else self._shown_setpoint(),
+            sp=None if math.isnan(shown) else shown,
             pv=self.pv.value if self.pv.good else None,
             out=None if math.isnan(self.out) else self.out,
             limited=self.limited,
             reason=self.reason,
         )
 
-    def _shown_setpoint(self) -> float:
-        return self.target if math.isnan(self.sp) else self.sp
-
     def save(self) -> dict[str, Any]:
         """A setpoint that was set from outside outlives a restart; the mode is the configuration's."""
-        return {"config": self._digest(), "setpoint": None if math.isnan(self.target) else self.target}
+        target = self.setpoint.target
+        return {"config": self._digest(), "setpoint": None if math.isnan(target) else target}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes what `save` gave, where the loop's configuration is still the same."""
@@ -384,30 +444,26 @@ class Loop:
             self.set_setpoint(float(setpoint))
 
     def _digest(self) -> str:
-        return hashlib.sha256(repr(self.config).encode()).hexdigest()[:16]
+        """Of the configuration; the order of a set differs from process to process, so it is sorted."""
+        plain = dataclasses.replace(self.config, remote=frozenset())
+        return hashlib.sha256(f"{plain!r} {sorted(self.config.remote)}".encode()).hexdigest()[:16]
 
-    def _within(self, value: float) -> float:
-        low, high = self.config.limits
-        return min(max(float(value), low), high)
+    @property
+    def next_beat(self) -> float:
+        """When the heartbeat is due; infinite while there is none."""
+        return self._heart.due if self._heart is not None and self._beats else math.inf
+
+    @property
+    def _beats(self) -> bool:
+        released = self.failed and self.config.fail.to == "release"
+        return self.mode in ("auto", "manual") and not released
 
     def _heartbeat(self, now: float) -> int | None:
-        config = self.config.heartbeat
-        released = self.failed and self.config.fail.to == "release"
-        if config is None or self.mode not in ("auto", "manual") or released or now < self._next_beat:
-            return None
-        self._beat = (self._beat + 1) % HEARTBEAT_VALUES
-        self._next_beat = now + config.timeout / HEARTBEAT_SHARE
-        return self._beat
+        return self._heart.beat(now) if self._heart is not None and self._beats else None
 
     def _event(self, name: str, severity: Any, state: Any, text: str, now: float) -> Event:
         device, tag = self.config.out
-        return Event(
-            device,
-            f"{name}_{self.config.name}" if severity == "alarm" else name,
-            severity,
-            state,
-            f"loop {self.config.name}: {text}",
-            now,
-            tag=tag,
-            alarm=severity == "alarm",
-        )
+        alarm = severity == "alarm"
+        name = f"{name}_{self.config.name}" if alarm else name  # alarms of one device are kept by name
+        text = f"loop {self.config.name}: {text}"
+        return Event(device, name, severity, state, text, now, tag=tag, alarm=alarm)

@@ -15,22 +15,28 @@ def pid(
     pv: float,
     feed_forward: float,
     dt: float,
+    elapsed: float,
 ) -> float:
     """As `agent.control.kernels.pid`."""
-    integral, derivative, last_weighted, last = state.tolist()
+    integral, derivative, last_weighted, last, _ = state.tolist()
     gain, ti, td, b, weight, n, low, high, rate = par.tolist()
-    if dt <= 0.0 or not all(math.isfinite(number) for number in (setpoint, pv, feed_forward, dt)):
+    numbers = (setpoint, pv, feed_forward, dt, elapsed)
+    if not all(map(math.isfinite, numbers)) or dt <= 0.0 or elapsed < 0.0:
         return float(last)
     weighted = weight * setpoint - pv
-    derivative = (
-        ((td / n) * derivative + gain * td * (weighted - last_weighted)) / (td / n + dt) if td > 0.0 else 0.0
-    )
+    if td > 0.0:
+        change = gain * td * (weighted - last_weighted)
+        derivative = ((td / n) * derivative + change) / (td / n + dt)
+    else:
+        derivative = 0.0
     wanted = gain * (b * setpoint - pv) + integral + derivative + feed_forward
-    reachable_low, reachable_high = max(low, last - rate * dt), min(high, last + rate * dt)
-    output = min(max(min(max(wanted, low), high), reachable_low), reachable_high)
+    reach = rate * elapsed if rate < math.inf else math.inf
+    output = min(max(min(max(wanted, low), high), last - reach), last + reach)
     output = min(max(output, low), high)
     if ti > 0.0:
         tracking = math.sqrt(ti * td) if td > 0.0 else ti
         integral += gain * dt / ti * (setpoint - pv) + min(1.0, dt / tracking) * (output - wanted)
-    state[:] = integral, derivative, weighted, output
+    if not all(map(math.isfinite, (wanted, integral, derivative))):
+        return float(last)
+    state[:] = integral, derivative, weighted, output, wanted
     return float(output)

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.config.types import Config, LoopConfig
-from agent.control.loop import Inputs, Loop, Sample, Step
+from agent.config.types import Config, LoopConfig, Tag
+from agent.control.loop import MODES, Loop
+from agent.control.signals import Inputs, Sample, Step
+from agent.modbus.codec import power_of, readback_matches
 from agent.runtime.clock import Clock
+from agent.runtime.writer import HEARTBEAT
 from agent.twin.quality import Quality
 from agent.twin.records import Event, Key, LoopView, Outcome
 from agent.twin.table import Twin
 
-TICKS_PER_BEAT = 4
+log = logging.getLogger("edgetwin")
+
+TICKS_PER_STEP = 4
 SHORTEST_TICK, LONGEST_TICK = 0.02, 0.5
+SOON = 0.001
+"""Seconds; the loops never wake up sooner than this."""
 WRITE_PATIENCE = 2.0
-LATENESS_KEPT = 512
+STOP_PATIENCE = 2.0
+KEPT = 512
+"""Newest step times and latenesses that the percentiles of `status` are taken from."""
+HIGHEST_BEAT = 32_767
+"""Fits signed and unsigned registers."""
 
 
 class Write(Protocol):
     """The writer: `agent.runtime.writer.Writer.write`."""
 
     def __call__(
-        self, key: Key, value: float, *, source: str, deadline: float, safety: bool = False
+        self,
+        key: Key,
+        value: float,
+        *,
+        source: str,
+        deadline: float,
+        safety: bool = False,
     ) -> Awaitable[Outcome]: ...
 
 
@@ -38,14 +57,21 @@ Ahead = Callable[[Key], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[
 
 @dataclass
 class _Runner:
-    """One loop and its writes: at most one under way; a newer output takes the place of one that waits."""
+    """One loop and its writes: at most one under way; a newer output takes the place of one that waits.
+
+    A write to a fail or stop value does not wait for the one under way: the line keeps them in order.
+    """
 
     loop: Loop
-    writing: asyncio.Task[None] | None = None
-    waiting: tuple[float, bool] | None = None
-    beating: asyncio.Task[None] | None = None
-    last: float | None = None
-    late: list[float] = field(default_factory=list)
+    min_interval: float
+    writing: bool = False
+    writes: set[asyncio.Task[None]] = field(default_factory=set)
+    beats: set[asyncio.Task[None]] = field(default_factory=set)
+    waiting: float | None = None
+    next_write: float = -math.inf
+    last_step: float | None = None
+    late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     overruns: int = 0
 
 
@@ -68,7 +94,7 @@ class Loops:
         self._forecast = forecast
         self._clock = clock
         self._on_event = on_event
-        self._runners = {name: _Runner(self._make(loop)) for name, loop in config.loops.items()}
+        self._runners = {name: self._make(loop) for name, loop in config.loops.items()}
         self._of_device: dict[str, list[_Runner]] = {}
         self._held: dict[Key, _Runner] = {}
         for runner in self._runners.values():
@@ -77,15 +103,27 @@ class Loops:
             self._held[loop.out] = runner
             if loop.heartbeat is not None:
                 self._held[loop.heartbeat.tag] = runner
-        beats = [loop.heartbeat.timeout / 3 for loop in config.loops.values() if loop.heartbeat is not None]
-        steps = [loop.every for loop in config.loops.values()]
-        fastest = min([*beats, *steps], default=LONGEST_TICK) / TICKS_PER_BEAT
-        self._tick_every = min(max(fastest, SHORTEST_TICK), LONGEST_TICK)
+        self._tick_every = _tick_every(config.loops.values())
 
-    def _make(self, loop: LoopConfig) -> Loop:
+    def _make(self, loop: LoopConfig) -> _Runner:
         out = self._config.tag(loop.out)
-        quantum = 0.0 if out.type.startswith("float") else float(abs(out.scale))
-        return Loop(loop, self._config.tag(loop.pv).every, quantum)
+        exact = out.type.startswith("float") or out.scale_from is not None
+        beats = (0, HIGHEST_BEAT) if loop.heartbeat is None else _beats(self._config.tag(loop.heartbeat.tag))
+
+        def same(written: float, shown: float) -> bool:
+            power = None
+            if out.scale_from is not None:
+                power = power_of(self._twin.sample((loop.out[0], out.scale_from)).plain)
+            return readback_matches(out, written, shown, power)
+
+        made = Loop(
+            loop,
+            pv_period=self._config.tag(loop.pv).every,
+            quantum=0.0 if exact else float(abs(out.scale)),
+            same=same,
+            beats=beats,
+        )
+        return _Runner(made, 0.0 if out.write is None else out.write.min_interval)
 
     # -- called by the pipeline and the service -----------------------------------------------------------------
 
@@ -94,47 +132,50 @@ class Loops:
         for runner in self._of_device.get(device, ()):
             loop = runner.loop
             inputs = self._inputs(loop.config)
-            if inputs.pv.t == loop.pv.t:
-                continue  # another scan of the same device
+            if inputs.pv.t == loop.pv.t or not math.isfinite(inputs.pv.t):
+                continue  # another scan of the same device, or no answer yet
             now = self._clock.mono()
             before = loop.steps
             step = loop.on_sample(now, inputs)
             if loop.steps != before:
-                self._note_lateness(runner, now)
-            self._carry_out(runner, step)
+                runner.waiting = step.write
+                runner.took.append(self._clock.mono() - now)
+                _note_lateness(runner, now)
+            self._carry_out(runner, step, now)
 
     async def run(self) -> None:
-        """Ticks for ever: heartbeats, and loops whose PV does not come."""
+        """Ticks for ever: heartbeats, writes whose time has come, and loops whose PV does not come."""
         while True:
             self.tick()
-            await asyncio.sleep(self._tick_every)
+            next_beat = min((runner.loop.next_beat for runner in self._runners.values()), default=math.inf)
+            await asyncio.sleep(min(self._tick_every, max(next_beat - self._clock.mono(), SOON)))
 
     def tick(self) -> None:
         now = self._clock.mono()
         for runner in self._runners.values():
-            self._carry_out(runner, runner.loop.on_tick(now, self._inputs(runner.loop.config)))
+            self._carry_out(runner, runner.loop.on_tick(now), now)
 
     def fault(self) -> None:
         """A fault of the program: every running loop goes to its fail value first."""
         now = self._clock.mono()
         for runner in self._runners.values():
-            self._carry_out(runner, runner.loop.fault(now, "a fault of the agent"))
+            self._carry_out(runner, runner.loop.fault(now, "a fault of the agent"), now)
 
     def restarted(self, device: str) -> None:
         """A device was reset: loops that read or write it start anew."""
         now = self._clock.mono()
         for runner in self._runners.values():
             if device in (runner.loop.config.pv[0], runner.loop.config.out[0]):
-                self._carry_out(runner, runner.loop.restarted(now))
+                self._carry_out(runner, runner.loop.restarted(now), now)
 
     async def stop(self) -> None:
-        """Every loop to its `on_stop` value; returns when the writes are through or have failed."""
+        """Every loop to its `on_stop` value; returns when the writes are through, have failed, or took 2 s."""
         now = self._clock.mono()
         for runner in self._runners.values():
-            runner.waiting = None
-            self._carry_out(runner, runner.loop.stop(now))
-        while tasks := [runner.writing for runner in self._runners.values() if runner.writing is not None]:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._carry_out(runner, runner.loop.stop(now), now)
+        writes = {task for runner in self._runners.values() for task in runner.writes}
+        if writes and (await asyncio.wait(writes, timeout=STOP_PATIENCE))[1]:
+            log.warning("not every loop reached its stop value within %.0f s", STOP_PATIENCE)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -144,34 +185,46 @@ class Loops:
         return runner.loop.config.name if runner is not None and runner.loop.holds_output else None
 
     def ask(self, name: str, *, mode: str | None, setpoint: float | None, remote: bool) -> Outcome:
-        """Changes mode or setpoint. `remote`: from the cloud, where only what `remote:` lists is allowed."""
-        runner = self._runners[name]
-        allowed = runner.loop.config.remote
-        for what, given in (("mode", mode), ("setpoint", setpoint)):
-            if given is not None and remote and what not in allowed:
-                return Outcome(
-                    False, error=f"loop {name} does not allow its {what} to be set from afar (`remote`)"
-                )
-        if (
-            mode == "auto"
-            and runner.loop.config.mode != "auto"
-            and (why := self._auto_refused(runner.loop.config))
-        ):
-            return Outcome(False, error=why)
-        if setpoint is not None and (why := runner.loop.set_setpoint(setpoint)):
+        """Changes mode or setpoint, both or none. `remote`: from the cloud, which may do only what `remote:` lists."""
+        loop = self._runners[name].loop
+        why = self._refused(loop, mode, setpoint, remote)
+        if why is None and setpoint is not None:
+            why = loop.set_setpoint(setpoint)
+        if why is not None:
             return Outcome(False, error=why)
         if mode is not None:
-            why, step = runner.loop.set_mode(self._clock.mono(), mode)
-            if why:
+            now = self._clock.mono()
+            why, step = loop.set_mode(now, mode)
+            if why is not None:
                 return Outcome(False, error=why)
-            self._carry_out(runner, step)
+            self._carry_out(self._runners[name], step, now)
         return Outcome(True, applied=setpoint if setpoint is not None else mode)
 
-    def _auto_refused(self, loop: LoopConfig) -> str | None:
-        """The rule that `check` holds for `mode: auto` holds for a request too."""
-        if loop.heartbeat is None and self._config.devices[loop.out[0]].on_loss == "unknown":
-            return f"loop {loop.name} may not run in auto: it has no heartbeat and on_loss of {loop.out[0]} is unknown"
+    def _refused(self, loop: Loop, mode: str | None, setpoint: float | None, remote: bool) -> str | None:
+        """Why a request is refused before anything of it is done."""
+        config = loop.config
+        if mode is None and setpoint is None:
+            return f"loop {config.name}: give a mode, a setpoint or both"
+        for what, given in (("mode", mode), ("setpoint", setpoint)):
+            if given is not None and remote and what not in config.remote:
+                return f"loop {config.name} does not allow its {what} to be set from afar (`remote`)"
+        if mode is not None and mode not in MODES:
+            return f"there is no mode {mode!r}: one of {', '.join(MODES)}"
+        unknown = self._config.devices[config.out[0]].on_loss == "unknown"
+        if mode == "auto" and config.mode != "auto" and config.heartbeat is None and unknown:
+            device = config.out[0]
+            return f"loop {config.name} may not run in auto: no heartbeat, and on_loss of {device} is unknown"
         return None
+
+    def retune(self, loops: Mapping[str, LoopConfig]) -> dict[str, str]:
+        """Takes other parameters of running loops without a bump; loop -> why it must be started anew instead."""
+        refused: dict[str, str] = {}
+        for name, config in loops.items():
+            runner = self._runners.get(name)
+            why = "it is new" if runner is None else runner.loop.set_parameters(config)
+            if why is not None:
+                refused[name] = why
+        return refused
 
     # -- what others see ----------------------------------------------------------------------------------------
 
@@ -180,20 +233,7 @@ class Loops:
 
     def status(self) -> dict[str, Any]:
         """The `loops` of `status --json`."""
-        return {
-            name: {
-                "mode": view.mode,
-                "sp": view.sp,
-                "pv": view.pv,
-                "out": view.out,
-                "limited": view.limited,
-                "reason": view.reason,
-                "steps": self._runners[name].loop.steps,
-                "overruns": self._runners[name].overruns,
-                "late_ms": _percentiles(self._runners[name].late),
-            }
-            for name, view in self.views().items()
-        }
+        return {name: _status(runner) for name, runner in self._runners.items()}
 
     def save(self) -> dict[str, Any]:
         return {name: runner.loop.save() for name, runner in self._runners.items()}
@@ -222,57 +262,113 @@ class Loops:
             ahead=ahead,
         )
 
-    def _carry_out(self, runner: _Runner, step: Step) -> None:
+    def _carry_out(self, runner: _Runner, step: Step, now: float) -> None:
         for event in step.events:
             self._on_event(event)
+        if step.write is not None and step.safety:
+            runner.waiting = None
+            runner.loop.on_write_begin(step.write)
+            _keep(runner.writes, self._write_out(runner, step.write, safety=True))
+        elif not runner.loop.may_write:
+            runner.waiting = None  # hold means: nothing more
+        if runner.waiting is not None and not runner.writing and now >= runner.next_write:
+            value, runner.waiting = runner.waiting, None
+            runner.next_write = now + runner.min_interval
+            runner.writing = True
+            runner.loop.on_write_begin(value)
+            _keep(runner.writes, self._write_out(runner, value, safety=False))
+        heartbeat = runner.loop.config.heartbeat
+        if step.heartbeat is not None and heartbeat is not None:
+            _keep(runner.beats, self._beat(heartbeat.tag, step.heartbeat))
+
+    async def _write_out(self, runner: _Runner, value: float, *, safety: bool) -> None:
         loop = runner.loop
-        if step.write is not None:
-            runner.waiting = (step.write, step.safety)
-            if runner.writing is None:
-                runner.writing = asyncio.ensure_future(self._write_out(runner))
-        if step.heartbeat is not None and runner.beating is None and loop.config.heartbeat is not None:
-            runner.beating = asyncio.ensure_future(
-                self._beat(runner, loop.config.heartbeat.tag, step.heartbeat)
+        deadline = self._clock.mono() + WRITE_PATIENCE
+        try:
+            outcome = await self._write(
+                loop.config.out, value, source="loop", deadline=deadline, safety=safety
             )
-
-    async def _write_out(self, runner: _Runner) -> None:
-        try:
-            while runner.waiting is not None:
-                (value, safety), runner.waiting = runner.waiting, None
-                deadline = self._clock.mono() + WRITE_PATIENCE
-                outcome = await self._write(
-                    runner.loop.config.out, value, source="loop", deadline=deadline, safety=safety
-                )
-                # a value that reads back different is a matter of the scans to come, not of the line
-                reached = outcome.ok or outcome.readback is not None
-                runner.loop.on_write_done(self._clock.mono(), reached, value, safety)
+        except Exception:
+            log.exception(
+                "writing the output of loop %s failed; this is a fault of the program", loop.config.name
+            )
+            outcome = Outcome(False, error="a fault of the program")
         finally:
-            runner.writing = None
+            if not safety:
+                runner.writing = False
+        shown = outcome.readback
+        readback = float(shown) if isinstance(shown, int | float) else None
+        loop.on_write_done(
+            self._clock.mono(),
+            value=value,
+            ok=outcome.ok,
+            readback=readback,
+            error=outcome.error,
+            safety=safety,
+        )
 
-    async def _beat(self, runner: _Runner, key: Key, count: int) -> None:
+    async def _beat(self, key: Key, count: int) -> None:
+        """Not read back: a PLC may well answer a heartbeat by resetting it."""
+        deadline = self._clock.mono() + WRITE_PATIENCE
         try:
-            deadline = self._clock.mono() + WRITE_PATIENCE
-            await self._write(key, count, source="loop", deadline=deadline, safety=True)
-        finally:
-            runner.beating = None
-
-    def _note_lateness(self, runner: _Runner, now: float) -> None:
-        every = runner.loop.config.every
-        if runner.last is not None:
-            late = now - runner.last - every
-            runner.overruns += late >= every
-            runner.late.append(abs(late))
-            del runner.late[:-LATENESS_KEPT]
-        runner.last = now
+            await self._write(key, count, source=HEARTBEAT, deadline=deadline, safety=True)
+        except Exception:
+            log.exception("writing the heartbeat %s failed; this is a fault of the program", "/".join(key))
 
 
-def _percentiles(seconds: list[float]) -> dict[str, float | None]:
+def _keep(tasks: set[asyncio.Task[None]], job: Coroutine[Any, Any, None]) -> None:
+    """Starts a task and holds on to it until it is done."""
+    task = asyncio.get_running_loop().create_task(job)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def _tick_every(loops: Iterable[LoopConfig]) -> float:
+    """Seconds between ticks: some in each step of the fastest loop."""
+    fastest = min((loop.every for loop in loops), default=math.inf) / TICKS_PER_STEP
+    return min(max(fastest, SHORTEST_TICK), LONGEST_TICK)
+
+
+def _beats(tag: Tag) -> tuple[int, int]:
+    """Lowest and highest count that the heartbeat's register takes."""
+    low, high = 0, min(HIGHEST_BEAT, math.floor(HIGHEST_BEAT * abs(tag.scale) + tag.offset))
+    if tag.write is not None and tag.write.range is not None:
+        low, high = max(low, math.ceil(tag.write.range[0])), min(high, math.floor(tag.write.range[1]))
+    return low, max(low, high)
+
+
+def _note_lateness(runner: _Runner, now: float) -> None:
+    every = runner.loop.config.every
+    if runner.last_step is not None:
+        late = now - runner.last_step - every
+        runner.overruns += late >= every
+        runner.late.append(max(late, 0.0))
+    runner.last_step = now
+
+
+def _status(runner: _Runner) -> dict[str, Any]:
+    view = runner.loop.view()
+    return {
+        "mode": view.mode,
+        "sp": view.sp,
+        "pv": view.pv,
+        "out": view.out,
+        "limited": view.limited,
+        "reason": view.reason,
+        "steps": runner.loop.steps,
+        "overruns": runner.overruns,
+        "late_ms": _percentiles(runner.late),
+        "step_ms": _percentiles(runner.took),
+    }
+
+
+def _percentiles(seconds: Iterable[float]) -> dict[str, float | None]:
     """p50, p99 and max in ms."""
-    if not seconds:
-        return {"p50": None, "p99": None, "max": None}
     ordered = sorted(seconds)
+    if not ordered:
+        return {"p50": None, "p99": None, "max": None}
     picks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     return {
-        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
         for name, share in picks.items()
     }

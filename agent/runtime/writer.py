@@ -21,6 +21,7 @@ from agent.twin.table import Twin
 
 NONVOLATILE_INTERVAL = 60.0
 """Seconds between writes to a register that the device keeps in EEPROM (about 1e6 writes: 11 days at one a second)."""
+HEARTBEAT = "heartbeat"
 DAY = 86_400.0
 SETTLE = 2.0
 """Seconds for which a written register may still show its old value."""
@@ -72,11 +73,19 @@ class Writer:
     _checks: dict[Key, tuple[Request, Decoder]] = field(default_factory=dict)
 
     async def write(
-        self, key: Key, value: Plain, *, source: str, deadline: float, safety: bool = False
+        self,
+        key: Key,
+        value: Plain,
+        *,
+        source: str,
+        deadline: float,
+        safety: bool = False,
     ) -> Outcome:
         """Writes one value and reads it back. Never raises for a fault: the outcome says what happened.
 
-        `safety` is for the one step to a loop's fail or stop value: neither interval nor daily budget holds it up.
+        `safety` is for the one step to a loop's fail or stop value: neither interval nor daily budget holds it up,
+        and what still waits for its turn is dropped. A write whose `source` is "heartbeat" is never read
+        back: the PLC may well reset it.
         """
         device = self.config.devices[key[0]]
         tag = device.tags[key[1]]
@@ -88,6 +97,7 @@ class Writer:
         except EncodeProblem as problem:
             return Outcome(False, error=f"{name}: {problem}")
         gate = self._gates.setdefault(key, Gate(tag.write))
+        gate.newest += safety
         refused = None if safety else await self._wait_turn(name, gate, deadline)
         if refused:
             return refused
@@ -95,6 +105,8 @@ class Writer:
         gate.written(self.clock.mono())
         try:
             await line.write(device.name, wire, deadline=deadline)
+            if source == HEARTBEAT:
+                return Outcome(True, applied=value)
             return await self._verified(key, tag, device, value, deadline)
         except (LinkFault, DeviceFault) as fault:
             return Outcome(False, error=f"{name}: {fault}")
