@@ -114,7 +114,7 @@ class Subscriber:
             client.tls_set_context(tls_context(self._tls))
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
-        client.reconnect_delay_set(1, 5)
+        client.reconnect_delay_set(1, 1)  # back before a gateway sends what waited for the broker
         client.on_connect = lambda _c, _u, _f, code, _p: self._on_connect(client, code, answers)
         client.on_disconnect = lambda _c, _u, _f, code, _p: self._on_disconnect(code, answers)
         client.on_message = lambda _c, _u, message: self._on_message(message)

