@@ -389,7 +389,7 @@ def test_kept_batches_are_sent_again_when_asked(mosquitto: Mosquitto, tmp_path: 
 def test_what_the_outbox_drops_is_named_at_once(tmp_path: Path) -> None:
     port = free_port()
     with Agent(
-        make_config(f"mqtt://127.0.0.1:{port}", outbox={"max_size": 2000, "rate": 1}), tmp_path
+        make_config(f"mqtt://127.0.0.1:{port}", outbox={"max_size": 600, "rate": 1}), tmp_path
     ) as agent:
         agent.run_for(3.0)
         wait_until(lambda: agent.cloud.status()["outbox"]["dropped"] > 0, "batches to be dropped")
