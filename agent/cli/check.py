@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
         if args.plan:
             plan = planner.describe(loaded.config)
             lines = planner.text(loaded.config)
-    problems.sort(key=lambda problem: (problem.line, problem.column))
+    problems.sort(key=lambda one: (one.file != args.config, one.file, one.line, one.column))
     ok = not any(problem.severity == "error" for problem in problems)
     if args.json:
         shown = [dataclasses.asdict(problem) for problem in problems]

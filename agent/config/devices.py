@@ -11,7 +11,7 @@ from agent.config.kinds import Block
 from agent.config.scalars import Wrong
 from agent.config.types import Device, Limits, Retry, Tag, Url
 from agent.config.urls import device_url
-from agent.config.walker import Findings, nearest
+from agent.config.walker import ElsewhereIn, Findings, Place, nearest
 
 RESERVED = "loop"
 """No device's name: `loop/…` names a loop where a tag could stand too."""
@@ -45,7 +45,7 @@ def _device(name: str, block: Block, found: Findings) -> Device | None:
         tag = tag_builder.build(tag_name, tag_block, block, found)
         if tag is not None:
             tags[tag_name] = tag
-    if "tags" not in block.bad and not tag_blocks and not tag_blocks.bad and "profile" not in block:
+    if "tags" not in block.bad and not tag_blocks and not tag_blocks.bad and "profile" not in block.bad:
         found.add(block.here, block.path, "no tags: nothing is read from it", "add tags:", "warning")
     plain = {key: block[key] for key in ("unit", "every", "timeout", "order", "on_loss") if key in block}
     device = Device(
@@ -227,15 +227,20 @@ def written_bits(tag: Tag) -> Iterator[tuple[int, int]]:
         yield tag.address + (word if tag.order in ("CDAB", "DCBA") else tag.count - 1 - word), mask
 
 
+def line_of(place: Place) -> str:
+    """A line for a message, with its file where that is another one."""
+    return f"line {place[0]}" + (f" of {place.file}" if isinstance(place, ElsewhereIn) else "")
+
+
 def _tell_shared(
     device: str, tag: Tag, other_device: str, other: str, blocks: Block, found: Findings
 ) -> None:
     block = blocks[device]["tags"][tag.name]
-    line = blocks[other_device]["tags"][other].here[0]
+    line = line_of(blocks[other_device]["tags"][other].here)
     name = other if other_device == device else f"{other_device}/{other}"
     found.add(
         block.here,
         block.path,
-        f"it writes a {'coil' if tag.table == 'coil' else 'bit of a register'} that {name} (line {line}) writes too",
+        f"it writes a {'coil' if tag.table == 'coil' else 'bit of a register'} that {name} ({line}) writes too",
         "let one tag write it",
     )

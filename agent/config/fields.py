@@ -41,7 +41,6 @@ NOT_BUILT: Mapping[str, Any] = MappingProxyType(
     {
         "mqtt.sparkplug": False,
         "mqtt.homeassistant": False,
-        "devices.*.profile": None,
         "loops.*.controller.type": "pid",
         "loops.*.model.k": 1,
         "loops.*.model.bias": 0,
@@ -218,10 +217,20 @@ DEVICE = _section(
             "unknown",
             "what its outputs do when nobody talks to it",
         ),
-        "profile": _key(Text("a path or a name"), None, "not built yet"),
+        "profile": _key(
+            Text("./FILE.yaml, or the name of a shipped one"),
+            None,
+            "tags and defaults of this make; what stands here wins",
+        ),
         "tags": _key(Names(TAG, "tag"), None, "its values"),
     }
 )
+
+PROFILE = Section(
+    {key: field for key, field in DEVICE.fields.items() if key not in ("url", "unit", "profile")},
+    "the keys of a device, without url and unit",
+)
+"""A file that `profile` names."""
 
 PREDICT = Either(
     Choice(("off", "on")),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from agent.config import build, nodes
+from agent.config import build, nodes, profiles
 from agent.config.fields import NOT_BUILT, NOT_BUILT_SCHEMES, ROOT
+from agent.config.files import MOST_BYTES as MOST_BYTES
+from agent.config.files import content
 from agent.config.kinds import Block
 from agent.config.types import Config, Problem
 from agent.config.walker import Findings, Place, read
 
-MOST_BYTES = 32 << 20
 COMMON_NAMES = ("raspberrypi", "localhost", "debian")
 """What machines are called when nobody gave them a name; two gateways of one name overwrite each other."""
 
@@ -37,10 +35,10 @@ class Loaded:
 def load(path: str | Path) -> Loaded:
     """Reads and checks a configuration. Never raises for what a file can hold: each thing wrong is a Problem."""
     file = str(path)
-    content = _content(file)
-    if isinstance(content, Problem):
-        return Loaded(None, [content])
-    text, exposed = content
+    got = content(file)
+    if isinstance(got, Problem):
+        return Loaded(None, [got])
+    text, exposed = got
     return parse(text, file, exposed=exposed)
 
 
@@ -61,6 +59,7 @@ def parse(text: str, file: str, *, exposed: bool = False) -> Loaded:
         return Loaded(None, found.sorted())
     if found.full:
         return Loaded(None, found.sorted())
+    profiles.merge(block, file, found)
     config = build.config(block, file, found)
     only_run = (*_gateway(block, file), *_not_built(block, file))
     devices: Block = block.get("devices", Block("devices", block.here))
@@ -71,50 +70,6 @@ def parse(text: str, file: str, *, exposed: bool = False) -> Loaded:
 def for_run(loaded: Loaded) -> list[Problem]:
     """What `run` alone refuses: no name of the gateway or a common one, and features that are not built yet."""
     return list(loaded.only_run)
-
-
-def _content(file: str) -> tuple[str, bool] | Problem:
-    """The text of a file, and whether every user of the machine may read it."""
-
-    def problem(what: str, hint: str | None = None) -> Problem:
-        return Problem(file, 1, 1, "", what, hint)
-
-    try:
-        with Path(file).open("rb") as stream:
-            size = stream.seek(0, 2) if stream.seekable() else 0
-            if size > MOST_BYTES:
-                return problem(
-                    f"the file has {size >> 20} MiB, more than {MOST_BYTES >> 20} MiB", "is it the right one?"
-                )
-            if size:
-                stream.seek(0)
-            raw = stream.read(MOST_BYTES + 1)
-            exposed = bool(os.fstat(stream.fileno()).st_mode & stat.S_IROTH)
-    except OSError as error:
-        return problem(*_why(file, error))
-    except ValueError:
-        return problem("the path holds a NUL character")
-    if len(raw) > MOST_BYTES:
-        return problem(f"there are more than {MOST_BYTES >> 20} MiB", "is it the right file?")
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff"), exposed
-    except UnicodeDecodeError as error:
-        guess = "save it as UTF-8"
-        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            guess = "it looks like UTF-16; save it as UTF-8"
-        return problem(f"the file is not UTF-8: byte {error.start + 1:,} is 0x{raw[error.start]:02X}", guess)
-
-
-def _why(file: str, error: OSError) -> tuple[str, str | None]:
-    if error.errno == errno.ENOENT:
-        folder = Path(file).parent
-        return "there is no such file", None if folder.is_dir() else f"there is no folder {folder} either"
-    if error.errno == errno.EISDIR:
-        inside = Path(file) / "config.yaml"
-        return "this is a directory", f"did you mean {inside}?" if inside.is_file() else "name a file"
-    if error.errno == errno.EACCES:
-        return "this user may not read the file", "run as the user edgetwin, or with sudo"
-    return f"it cannot be read: {(error.strerror or 'unknown error').lower()}", None
 
 
 def _gateway(block: Block, file: str) -> list[Problem]:

@@ -55,7 +55,7 @@ class TagNames:
 
 def _there_but_wrong(device: Block, tag: str) -> bool:
     tags: Any = device.get("tags")
-    return "tags" in device.bad or (isinstance(tags, Block) and tag in tags.keys_at)
+    return bool(device.bad & {"tags", "profile"}) or (isinstance(tags, Block) and tag in tags.keys_at)
 
 
 def build(blocks: Block, names: TagNames) -> Mapping[str, LoopConfig]:

@@ -36,6 +36,19 @@ MOST_PROBLEMS = 500
 Place = tuple[int, int]
 
 
+class ElsewhereIn(tuple[int, int]):
+    """A place in another file than the configuration's own."""
+
+    file: str
+
+    @classmethod
+    def of(cls, place: Place, file: str) -> ElsewhereIn:
+        """`place` in `file`."""
+        made = cls(place)
+        made.file = file
+        return made
+
+
 class _Missing:
     """What stands for a value that was wrong."""
 
@@ -56,7 +69,7 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 
 class Findings:
-    """The problems of one file, in the order in which they were found."""
+    """The problems of one configuration, in the order in which they were found."""
 
     def __init__(self, file: str, *, exposed: bool = False) -> None:
         self.file = file
@@ -76,7 +89,11 @@ class Findings:
         if len(self.problems) >= MOST_PROBLEMS:
             self.more += 1
             return
-        self.problems.append(Problem(self.file, *place, path, what, hint, severity))
+        file = place.file if isinstance(place, ElsewhereIn) else self.file
+        self.problems.append(Problem(file, *place, path, what, hint, severity))
+
+    def _order(self, problem: Problem) -> tuple[bool, str, int, int]:
+        return problem.file != self.file, problem.file, problem.line, problem.column
 
     @property
     def full(self) -> bool:
@@ -87,8 +104,17 @@ class Findings:
         return self.full or any(problem.severity == "error" for problem in self.problems)
 
     def sorted(self) -> list[Problem]:
-        """By place; with a last line where there were more than are told."""
-        problems = sorted(self.problems, key=lambda problem: (problem.line, problem.column))
+        """By place, the configuration's own first; with a last line where there were more than are told.
+
+        What is wrong with another file is told once, however many devices use it.
+        """
+        problems = []
+        told = set()
+        for problem in sorted(self.problems, key=self._order):
+            key = (problem.file, problem.line, problem.column, problem.what)
+            if problem.file == self.file or key not in told:
+                problems.append(problem)
+            told.add(key)
         if self.more:
             words = f"{self.more:,} more problems that are not shown"
             problems.append(Problem(self.file, 1, 1, "", words, "mend these first"))

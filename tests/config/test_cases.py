@@ -27,9 +27,9 @@ def test_what_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
 def test_every_place_is_in_the_file(folder: Path) -> None:
-    lines = (folder / "config.yaml").read_text(encoding="utf-8").split("\n")
     loaded = load(folder / "config.yaml")
     for problem in (*loaded.problems, *for_run(loaded)):
+        lines = Path(problem.file).read_text(encoding="utf-8").split("\n")
         assert 1 <= problem.line <= len(lines), problem
         assert 1 <= problem.column <= len(lines[problem.line - 1]) + 1, problem
 

@@ -22,7 +22,7 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema())
 BEYOND = {
     "alias_bomb", "base_60", "duplicate_key", "names", "names_of_devices_and_loops", "octal", "merge_key", "no_values",
     "explicit_tag", "misspelt_tag_in_loop", "float64_past_the_end", "modicon", "one_address_each", "bits",
-    "shared_bits",
+    "shared_bits", "profile_shared_bits",
     "types_and_their_keys", "scale_from", "write", "shared_bits_of_two_devices", "serial_line_twice", "urls",
     "two_loops_one_output", "loop_tags_of_a_wrong_kind", "loop_without_what_it_needs", "auto_without_a_net",
     "flash_register_in_a_loop", "health_of_what_is_not_forecast", "health_without_forecasts", "mqtt_urls",

@@ -126,7 +126,6 @@ logging.getLogger("edgetwin").warning("loud")
 WANTED = {
     "mqtt.sparkplug": True,
     "mqtt.homeassistant": True,
-    "devices.*.profile": "./press.yaml",
     "loops.*.controller.type": "predictive",
     "loops.*.model.k": 1.2,
     "loops.*.model.bias": 20,
