@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from agent.cli.fault import Failure
-from agent.cli.scan import HIGHEST_UNIT, INTERRUPTED, busy_words, line_url, pacing, span_of
+from agent.cli.scan import HIGHEST_UNIT, INTERRUPTED, busy_words, line_url, pacing, refuse_broadcast, span_of
 
 if TYPE_CHECKING:
     from agent.config.types import Table
@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
     from agent.modbus.survey import Survey
     from agent.runtime.clock import SystemClock
 
+    refuse_broadcast(args.url, [args.unit])
     ranges: dict[Table, list[tuple[int, int]]] = {t: getattr(args, t) for t in TABLES if getattr(args, t)}
     asker = Asker(args.url, clock=SystemClock(), timeout=args.timeout, pause=args.pause)
     survey = Survey(asker, args.unit, ranges or {"holding": [DEFAULT_SPAN], "input": [DEFAULT_SPAN]})

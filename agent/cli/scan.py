@@ -107,6 +107,7 @@ def main(args: argparse.Namespace) -> int:
     """Prints each unit as it is found; exit 1 when nobody answers."""
     from agent.modbus.discover import Unreachable, ignores_units
 
+    refuse_broadcast(args.url, args.units)
     found: list[Found] = []
     complete = True
 
@@ -128,6 +129,12 @@ def main(args: argparse.Namespace) -> int:
         if ignores_units(found, len(args.units)):
             print("All of them answer alike: this host mostly does not look at the unit.")
     return INTERRUPTED if not complete else 0 if found else 1
+
+
+def refuse_broadcast(url: Url, units: list[int]) -> None:
+    """Unit 0 of a serial line is everybody, and nobody answers it. Raises Failure with status 2."""
+    if 0 in units and url.scheme in ("rtu", "rtu+tcp"):
+        raise Failure("unit 0 is the broadcast address of a serial line; units go from 1 to 247", status=2)
 
 
 def busy_words(words: str) -> str:

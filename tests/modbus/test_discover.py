@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -394,3 +395,92 @@ def test_a_missing_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert "there is no such serial port" in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["scan", "--units", "0-3"], ["probe", "--unit", "0"]])
+def test_nobody_answers_a_broadcast(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([words[0], "rtu:///dev/ttyUSB0", *words[1:]]) == 2
+    assert "broadcast" in capsys.readouterr().err
+
+
+class Serving:
+    """A server in a thread of its own, for commands that have an event loop of theirs."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        self._server = ModbusServer(self._answer)
+        port = asyncio.run_coroutine_threadsafe(self._server.start("127.0.0.1", 0), self._loop).result(10)
+        return f"tcp://127.0.0.1:{port}"
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+def meter(unit: int, pdu: bytes) -> bytes | None:
+    floats = struct.unpack(">6H", struct.pack(">3f", 230.5, 1.25, 50.0))
+    return registers(dict(enumerate(floats)), longest=4)(pdu) if unit == 7 else None
+
+
+def test_scan_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with Serving(meter) as url:
+        assert run(["scan", url, "--units", "7,8", "--timeout", "100ms", "--json"]) == 0
+        body = json.loads(capsys.readouterr().out)
+        assert (body["v"], body["url"], body["asked"], body["complete"]) == (1, url, [7, 8], True)
+        assert [(one["unit"], one["answer"]) for one in body["units"]] == [(7, "data")]
+        assert run(["scan", url, "--units", "8", "--timeout", "50ms"]) == 1
+        assert "0 of 1 units answer" in capsys.readouterr().out
+
+
+def test_probe_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--unit", "7", "--holding", "0-9", "--pause", "0s", "--timeout", "5s"]
+    with Serving(meter) as url:
+        assert run(["probe", url, *words, "--json"]) == 0
+        table = json.loads(capsys.readouterr().out)["tables"]["holding"]
+        assert (table["readable"], table["refused"], table["longest"]) == (["0-5"], ["6-9"], 4)
+        assert "float32 ABCD" in table["pairs"][0]["plausible"]
+        assert run(["probe", url, *words]) == 0
+        assert "230.5 (float32 ABCD)" in capsys.readouterr().out
+        assert run(["probe", url, *words, "--yaml"]) == 0
+        file = tmp_path / "config.yaml"
+        file.write_text(capsys.readouterr().out)
+        assert run(["check", str(file)]) == 0
+        capsys.readouterr()
+        assert run(["read", str(file), "--json"]) == 0
+        tags = json.loads(capsys.readouterr().out)["devices"]["unit7"]["tags"]
+        assert [tag["v"] for tag in tags.values()] == [230.5, 1.25, 50.0]
+
+
+def test_a_survey_that_is_stopped_has_what_it_knows() -> None:
+    asked = 0
+
+    async def go() -> Survey:
+        def answer(unit: int, pdu: bytes) -> bytes | None:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                task.cancel()
+                return None
+            return registers(dict.fromkeys(range(1000), 3), longest=50)(pdu)
+
+        server = ModbusServer(answer)
+        port = await server.start("127.0.0.1", 0)
+        asker = Asker(device_url(f"tcp://127.0.0.1:{port}"), clock=SystemClock(), timeout=5.0, pause=0.0)
+        survey = Survey(asker, 1, {"holding": [(0, 99)]})
+        task = asyncio.create_task(survey.run())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        asker.close()
+        await server.stop()
+        return survey
+
+    survey = asyncio.run(go())
+    assert asked == 3
+    assert survey.as_json()["tables"]["holding"]["readable"] == ["0-49"]
