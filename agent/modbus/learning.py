@@ -9,12 +9,13 @@ import dataclasses
 from collections import deque
 from dataclasses import dataclass, field
 
-from agent.config.types import Device
+from agent.config.types import Device, Table
 from agent.modbus.plan import (
     NOTHING_LEARNT,
     REGISTER_TABLES,
     Learnt,
     Request,
+    Span,
     plan_device,
     request_for,
     split,
@@ -187,6 +188,11 @@ class Learner:
             self._retry_at = now + FIRST_RETRY
         self.learnt = learnt
         return True
+
+    def avoid(self, table: Table, span: Span) -> None:
+        """What stands behind a hole is wrong when it is read across it: no request may bridge it any more."""
+        illegal = tuple(sorted({*self.learnt.illegal, (table, span)}))
+        self.learnt = dataclasses.replace(self.learnt, illegal=illegal)
 
     def plan(self) -> tuple[Request, ...]:
         """The requests that read the device as it is known by now."""

@@ -10,7 +10,6 @@ before a write can never arrive after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +20,10 @@ from agent.modbus.faults import ABSENT, BUSY, REFUSED, DeviceFault, LinkFault, e
 from agent.modbus.framers import Answer
 from agent.modbus.jobs import Job, Jobs
 from agent.modbus.keeper import Connection, Keeper
-from agent.modbus.learning import Learner
+from agent.modbus.lessons import Lessons
 from agent.modbus.link import Link
 from agent.modbus.meter import Meter
-from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request
+from agent.modbus.plan import Learnt, Request
 from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
 from agent.modbus.replies import answered_after, reply_of
@@ -69,14 +68,9 @@ class Line:
         self._on_scan = on_scan
         self._teller = Teller(tuple(self.devices), clock=clock, on_event=on_event)
         self._schedule = Schedule(devices, plans, rng=rng)
-        self._on_learnt = on_learnt
-        self._learners = {
-            device.name: Learner(device, (learnt or {}).get(device.name, NOTHING_LEARNT))
-            for device in devices
-        }
-        for name, learner in self._learners.items():
-            if learner.learnt != NOTHING_LEARNT and plans.get(name):
-                self._schedule.replace(name, learner.plan())
+        self._lessons = Lessons(
+            devices, self._schedule, self._teller, learnt=learnt or {}, on_learnt=on_learnt
+        )
         self._meter = Meter()
         self._wake = asyncio.Event()
         self._jobs = Jobs(added=self._wake.set)
@@ -125,7 +119,7 @@ class Line:
         body = meter_status(self._meter, now)
         body["state"] = self._keeper.state
         body["devices"] = {
-            name: device_status(self.devices[name], unit, self._state_of(unit), self._learners[name], now)
+            name: device_status(self.devices[name], unit, self._state_of(unit), self._lessons.of[name], now)
             for name, unit in self._schedule.units.items()
         }
         return body
@@ -141,7 +135,7 @@ class Line:
     def _state_of(self, unit: Unit) -> str:
         if self._keeper.state == "down" or self._keeper.hopeless:
             return "link"
-        return "degraded" if unit.state == "ok" and self._learners[unit.name].learnt.refused else unit.state
+        return "degraded" if unit.state == "ok" and self._lessons.of[unit.name].learnt.refused else unit.state
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -234,8 +228,7 @@ class Line:
     async def _idle(self) -> None:
         now = self._clock.mono()
         wake = min(self._schedule.next_due(), self._schedule.next_spare(now), self._keeper.wake_at)
-        retries = [at for learner in self._learners.values() if (at := learner.wanted_at()) > now]
-        wake = min([wake, self._jobs.first_deadline, *retries])
+        wake = min(wake, self._jobs.first_deadline, self._lessons.wanted_after(now))
         if self._rests and not self._schedule.active and not self._jobs and wake - now > REST_AHEAD:
             self._keeper.rest()
             wake = min(self._schedule.next_due(), self._schedule.next_spare(now))
@@ -305,7 +298,7 @@ class Line:
             if reply.exception in BUSY:
                 self._schedule.owed[request] = self._clock.mono() + BUSY_RETRY
             elif reply.exception in REFUSED:
-                self._learners[request.device].refused(request, self._clock.mono())
+                self._lessons.of[request.device].refused(request, self._clock.mono())
         self._on_reply(request, reply)
 
     def _fail(self, run: Run, quality: Quality, words: str) -> None:
@@ -343,7 +336,7 @@ class Line:
 
     def _skip_refused(self, run: Run) -> None:
         """Tags that the device is known to refuse are told so at their turn without asking again."""
-        learner = self._learners[run.scan.device]
+        learner = self._lessons.of[run.scan.device]
         if not learner.learnt.refused:
             return
         now = self._clock.mono()
@@ -356,37 +349,21 @@ class Line:
             self._finish(run)
 
     async def _study(self, now: float) -> bool:
-        """One read that shows what a device refuses, in spare time. False when there is nothing to find out."""
-        for name, learner in self._learners.items():
-            unit = self._schedule.units[name]
-            if unit.demoted or unit.ready_at > now or learner.wanted_at() > now:
-                continue
-            request = learner.next(now)
-            slack = self._schedule.slack(name, now)
-            if request is None or slack < max(SHORTEST_TRY, unit.slowest):
-                continue
-            with contextlib.suppress(LinkFault):
-                limit = min(unit.patience, slack)
-                reply = reply_of(
-                    await self._ask(unit, request.unit, request.function, read_body(request), limit)
-                )
-                self._studied(unit, learner, request, reply)
+        """One read that shows what a device does not bear, in spare time. False when there is nothing to find out."""
+        lesson = self._lessons.next(now)
+        if lesson is None:
+            return False
+        unit, request = lesson.unit, lesson.request
+        try:
+            answer = await self._ask(unit, request.unit, request.function, read_body(request), lesson.limit)
+        except LinkFault:
+            self._lessons.failed(lesson, self._clock.mono())
             return True
-        return False
-
-    def _studied(self, unit: Unit, learner: Learner, request: Request, reply: Reply) -> None:
-        if reply.exception is not None and reply.exception not in REFUSED:
-            unit.ready_at = self._clock.mono() + BUSY_RETRY
-            return
+        reply = reply_of(answer)
         if reply.payload is not None and request.tags:
             self._on_reply(request, reply)
-        refused = learner.learnt.refused
-        if not learner.told(request, reply.payload is not None, reply.t):
-            return
-        self._schedule.replace(unit.name, learner.plan())
-        self._teller.learnt(learner, refused)
-        if self._on_learnt is not None:
-            self._on_learnt(unit.name, learner.learnt)
+        self._lessons.told(lesson, reply, self._clock.mono())
+        return True
 
     def _slow_words(self, unit: Unit, now: float) -> str:
         slack = max(0.0, self._schedule.slack(unit.name, now))

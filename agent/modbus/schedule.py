@@ -274,8 +274,7 @@ class Schedule:
 
     def shortest(self, device: str) -> Request | None:
         """The shortest request of a device."""
-        requests = [request for scan in self.scans if scan.device == device for request in scan.requests]
-        return min(requests, key=lambda request: request.count, default=None)
+        return min(self.requests_of(device), key=lambda request: request.count, default=None)
 
     def pick_owed(self, now: float) -> tuple[Request, float] | None:
         """(request that failed and is worth reading again before its next turn, time limit)."""
@@ -291,6 +290,10 @@ class Schedule:
             if slack >= max(SHORTEST_TRY, unit.slowest):
                 return request, min(unit.patience, slack)
         return None
+
+    def requests_of(self, device: str) -> list[Request]:
+        """All requests by which a device is read."""
+        return [request for scan in self.scans if scan.device == device for request in scan.requests]
 
     def owe_all(self, now: float, device: str | None = None) -> None:
         """After an outage everything is worth reading again, also what was not due meanwhile."""

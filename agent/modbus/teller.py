@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from agent.config.types import Table
 from agent.modbus.learning import Learner
+from agent.modbus.plan import Span
 from agent.modbus.schedule import State
 from agent.runtime.clock import Clock
 from agent.twin.records import Event
@@ -70,6 +72,15 @@ class Teller:
         if lines and learner.learnt.refused == before:
             text = f"{name}: learnt what the device bears; for its block: {'; '.join(lines)}"
             self._on_event(Event(name, "limits_learnt", "info", "raised", text, now))
+
+    def shifted(self, name: str, table: Table, span: Span) -> None:
+        """Values behind a hole were not the same when they were read without it."""
+        where = f"{table} {span[0]}" if span[1] - span[0] == 1 else f"{table} {span[0]}-{span[1] - 1}"
+        text = (
+            f"{name}: the device answers wrongly what stands behind {where} when it is read across it; values read"
+            f" so far from {span[1]} on may be wrong, from now on they are read without it"
+        )
+        self._on_event(Event(name, "hole_distrusted", "warning", "raised", text, self._clock.mono()))
 
     def _change(self, name: str, state: State, change: Literal["raised", "cleared"], words: str) -> None:
         now = self._clock.mono()

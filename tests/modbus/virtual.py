@@ -71,6 +71,7 @@ class FakeLink:
         self.delay: dict[int, float | None] = {}
         self.exceptions: dict[int, int] = {}  # unit -> exception code of each request
         self.refused: set[int] = set()  # addresses
+        self.left_out: set[int] = set()  # addresses that a reply leaves out, so that what stands behind is shifted
         self.longest = 125
         self.up = True  # a connection can be made
         self.slams = False  # accepts each connection and ends it at once
@@ -152,6 +153,7 @@ class FakeLink:
         else:
             data = b"".join(
                 self.written[at].to_bytes(2, "big") if at in self.written else registers(at, 1)
-                for at in range(address, address + count)
-            )
+                for at in range(address, address + count + len(self.left_out))
+                if at not in self.left_out
+            )[: 2 * count]
             future.set_result(Answer(data, None, now, now - started))

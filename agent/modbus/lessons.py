@@ -1,0 +1,107 @@
+"""What the devices of one line do not bear, found out in the line's spare time: refused addresses, holes, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from agent.config.types import Device
+from agent.modbus.faults import REFUSED
+from agent.modbus.holes import Holes
+from agent.modbus.learning import Learner
+from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request
+from agent.modbus.replies import Reply
+from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Schedule, Unit
+from agent.modbus.teller import Teller
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A read that shows something: seconds that it may take, and whether it looks behind a hole."""
+
+    unit: Unit
+    request: Request
+    limit: float
+    hole: bool
+
+
+class Lessons:
+    """`on_learnt(device, learnt)` is called when more is known. Times are monotonic seconds."""
+
+    def __init__(
+        self,
+        devices: Iterable[Device],
+        schedule: Schedule,
+        teller: Teller,
+        *,
+        learnt: Mapping[str, Learnt],
+        on_learnt: Callable[[str, Learnt], None] | None,
+    ) -> None:
+        self._schedule = schedule
+        self._teller = teller
+        self._on_learnt = on_learnt
+        self.of: Mapping[str, Learner] = {
+            device.name: Learner(device, learnt.get(device.name, NOTHING_LEARNT)) for device in devices
+        }
+        for name, learner in self.of.items():
+            if learner.learnt != NOTHING_LEARNT and schedule.requests_of(name):
+                schedule.replace(name, learner.plan())
+        self._holes = {
+            name: Holes(learner.device, schedule.requests_of(name)) for name, learner in self.of.items()
+        }
+
+    def wanted_after(self, now: float) -> float:
+        """When the next lesson comes up; inf: none. One that came up already waits for the line's spare time."""
+        times = [learner.wanted_at() for learner in self.of.values()]
+        times += [holes.wanted_at() for holes in self._holes.values()]
+        return min((at for at in times if at > now), default=float("inf"))
+
+    def next(self, now: float) -> Lesson | None:
+        """The read that may be sent in the spare time that there is now."""
+        for name, learner in self.of.items():
+            unit = self._schedule.units[name]
+            if unit.demoted or unit.ready_at > now:
+                continue
+            if min(learner.wanted_at(), self._holes[name].wanted_at()) > now:
+                continue
+            slack = self._schedule.slack(name, now)
+            if slack < max(SHORTEST_TRY, unit.slowest):
+                continue
+            request = learner.next(now) if learner.wanted_at() <= now else None
+            hole = request is None
+            if request is None:
+                request = self._holes[name].next(now)
+            if request is not None:
+                return Lesson(unit, request, min(unit.patience, slack), hole)
+        return None
+
+    def told(self, lesson: Lesson, reply: Reply, now: float) -> None:
+        """What came of a lesson."""
+        unit = lesson.unit
+        if reply.exception is not None and reply.exception not in REFUSED:
+            unit.ready_at = now + BUSY_RETRY
+        elif lesson.hole:
+            span = self._holes[unit.name].told(reply.payload, now)
+            if span is not None:
+                self.of[unit.name].avoid(*span)
+                self._teller.shifted(unit.name, *span)
+                self._learnt(unit.name, self.of[unit.name].learnt.refused)
+        else:
+            learner = self.of[unit.name]
+            refused = learner.learnt.refused
+            if learner.told(lesson.request, reply.payload is not None, reply.t):
+                self._learnt(unit.name, refused)
+
+    def failed(self, lesson: Lesson, now: float) -> None:
+        """A lesson was not answered in time."""
+        if lesson.hole:
+            self._holes[lesson.unit.name].told(None, now)
+
+    def _learnt(self, name: str, refused: frozenset[str]) -> None:
+        learner = self.of[name]
+        requests = learner.plan()
+        self._schedule.replace(name, requests)
+        self._holes[name].plan(requests)
+        self._teller.learnt(learner, refused)
+        if self._on_learnt is not None:
+            self._on_learnt(name, learner.learnt)
