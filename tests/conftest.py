@@ -1,4 +1,4 @@
-"""Skips are listed here; on a machine with apt, where everything a test needs can be had, an unlisted one fails the run."""
+"""Skips are listed here; on a machine with apt, where all that a test needs can be had, another one fails the run."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python tests/plc.py --port P --epoch E --journal FILE
 
 Holding 0 is the epoch, so that a value from before a restart is told from one after it. Holding 1-2 (uint32) counts
-the replies that held it, from EPOCH * 1,000,000 on. Holding 10-19 can be written. All else up to 199 is its own address.
+the replies that held it, from EPOCH * 1,000,000 on. 4-19 can be written; all else up to 199 is its own address.
 Each value of the counter is appended to the journal, with the monotonic time, before its reply is sent.
 """
 
@@ -42,7 +42,7 @@ def serve(port: int, epoch: int, journal: Path) -> None:
                     log.write(f"{counter} {time.monotonic()}\n")
                 words = registers[address : address + value]
                 return struct.pack(f">BB{value}H", 3, 2 * value, *words)
-            if function == 6 and 10 <= address < 20:
+            if function == 6 and 4 <= address < 20:
                 registers[address] = value
                 return pdu
         return bytes([function | 0x80, 2])

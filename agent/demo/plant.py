@@ -22,7 +22,7 @@ from agent.demo.vessel import STEP, Vessel
 from agent.modbus.server import ModbusServer
 
 VESSEL, METER = 1, 2
-TEMPERATURE, HEATER, WATCHDOG, STATUS, SERVED, PRESSURE, PULSES = 100, 110, 111, 112, 114, 116, 118
+TEMPERATURE, HEATER, WATCHDOG, STATUS, SERVED, PRESSURE, PULSES = 100, 102, 103, 104, 105, 107, 108
 ENERGY, POWER, POWER_SF = 0, 4, 5
 ENERGY_AT_START = 2**53 + 1
 """Wh: beyond what a double can hold, so that a lost digit would be seen."""
@@ -55,11 +55,9 @@ class Plant:
             HEATER: self.heater_raw,
             WATCHDOG: self.watchdog,
             STATUS: status,
-            STATUS + 1: 0,
             SERVED: served >> 16,
             SERVED + 1: served & 0xFFFF,
             PRESSURE: round(vessel.manometer() * 100),
-            PRESSURE + 1: 0,
             PULSES: int(vessel.pulses) & 0xFFFF,
         }
 

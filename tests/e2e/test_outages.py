@@ -38,8 +38,8 @@ devices:
     tags:
       epoch: {{holding: 0}}
       served: {{holding: 1, type: uint32}}
-      word: {{holding: 42}}
-      target: {{holding: 12, write: {{range: [0, 500]}}}}
+      word: {{holding: 3}}
+      target: {{holding: 4, write: {{range: [0, 500]}}}}
 """
 
 
@@ -162,7 +162,7 @@ def test_plc_killed_and_back(plant: tuple[Plc, Mosquitto, Daemon, Central]) -> N
     assert [row for row in rows if down < row[0] < up and row[3]] == []
     assert all(row[1] is None and row[2] is None for row in rows if not row[3])
     assert any(row[3] and row[1] == 2 for row in rows)
-    assert central.reported("word") == central.reported("word") | {"v": 42, "q": "good"}
+    assert central.reported("word") == central.reported("word") | {"v": 3, "q": "good"}
     assert central.view.books.lost() == 0
 
 
@@ -220,8 +220,8 @@ def test_commands_through_every_door(plant: tuple[Plc, Mosquitto, Daemon, Centra
     assert status["healthy"] and status["gateway"] == "line7"
     read = json.loads(daemon.command("read", config, "plc", "--json").stdout)
     assert read["devices"]["plc"]["tags"]["word"] == read["devices"]["plc"]["tags"]["word"] | {
-        "raw": ["0x002A"],
-        "v": 42,
+        "raw": ["0x0003"],
+        "v": 3,
         "q": "good",
     }
     written = daemon.command("write", config, "plc/target", "123", "--yes")
@@ -280,12 +280,12 @@ def test_reload_takes_a_right_configuration_and_refuses_a_wrong_one(
     _, _, daemon, central = plant
     assert daemon.process is not None
     right = daemon.config.read_text()
-    daemon.config.write_text(right.replace("holding: 42", "holdin: 42"))
+    daemon.config.write_text(right.replace("holding: 3}", "holdin: 3}"))
     os.kill(daemon.process.pid, signal.SIGHUP)
     central.listen(1.0)
     assert "holdin" in daemon.log()
     assert central.reported("epoch")["q"] == "good"
-    daemon.config.write_text(right.replace("word: {holding: 42}", "word: {holding: 43}"))
+    daemon.config.write_text(right.replace("word: {holding: 3}", "word: {holding: 43}"))
     os.kill(daemon.process.pid, signal.SIGHUP)
     central.until(lambda: central.reported("word")["v"] == 43, 20, "the new address")
     assert daemon.process.poll() is None
