@@ -1,7 +1,8 @@
 """Bus time of the planner beside a greedy one, on the shipped profiles or, without them, on four well-known maps.
 
 The greedy one takes tags by address and bridges each hole of up to 50 registers, as Telegraf's max_insert does; it is
-given the same limits, and `alone` tags and addresses to avoid are kept out of its requests too.
+given the same limits (of a device that bears no holes at all too), and `alone` tags and addresses to avoid are kept
+out of its requests.
 """
 
 from __future__ import annotations
@@ -100,16 +101,18 @@ def greedy(device: Device) -> list[tuple[Table, int]]:
     for (_, table), spans in groups.items():
         limit = device.limits.registers if table in ("holding", "input") else device.limits.bits
         forbidden = [(one.first, one.last + 1) for one in device.avoid if one.table == table]
-        requests += [(table, after - first) for first, after in _merged(sorted(spans), limit, forbidden)]
+        gap = GAP if device.limits.gap is None else min(GAP, device.limits.gap)
+        merged = _merged(sorted(spans), limit, gap, forbidden)
+        requests += [(table, after - first) for first, after in merged]
     return requests
 
 
-def _merged(spans: Iterable[Span], limit: int, forbidden: Iterable[Span]) -> list[Span]:
+def _merged(spans: Iterable[Span], limit: int, gap: int, forbidden: Iterable[Span]) -> list[Span]:
     merged: list[Span] = []
     for first, after in spans:
         if merged:
             start, end = merged[-1]
-            wide = first - end > GAP or max(end, after) - start > limit
+            wide = first - end > gap or max(end, after) - start > limit
             barred = any(low < first and high > end for low, high in forbidden)
             if not wide and not barred:
                 merged[-1] = (start, max(end, after))
