@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent import RELEASED_MS
 from agent.cloud import payload
@@ -109,6 +109,13 @@ class Cloud:
         self._dropped_told = 0
         self._second = 0.0
         self._stumbled: dict[str, float] = {}
+        self._trouble: str | None = None
+        self._build(layout, ask)
+        self._status = self._make_status()
+
+    def _build(self, layout: Layout, ask: Callable[[Ask], Future]) -> None:
+        """What publishes, what takes commands, the link, and what feeds it."""
+        config, clock = self._config, self._clock
         self._publisher = Publisher(
             config,
             self._topics,
@@ -135,7 +142,7 @@ class Cloud:
         )
         self._uplink = Uplink(
             config.mqtt,
-            client_id=config.mqtt.client_id or config.gateway,
+            client_id=config.mqtt.client_id or self._topics.gateway,
             will=(self._topics.state, self._publisher.state_body(clock.mono(), self._backlog(), "offline")),
             filters=[self._topics.desired, self._topics.commands],
             post=self._from_uplink,
@@ -153,7 +160,6 @@ class Cloud:
             on_event=self._own_event,
             mono=clock.mono,
         )
-        self._status = self._make_status()
 
     # -- for other threads --------------------------------------------------------------------------------------
 
@@ -270,6 +276,18 @@ class Cloud:
             self._dropped_told = self._rows_dropped
             text = f"{self._rows_dropped} replies were dropped: the cloud side cannot keep up"
             self._own_event(Event(None, "replies_dropped", "warning", "raised", text, now))
+
+        self._tell_trouble(now)
+
+    def _tell_trouble(self, now: float) -> None:
+        """A disk that does not take the outbox is an alarm until it does again."""
+        trouble = self._outbox.trouble
+        if (trouble is None) == (self._trouble is None):
+            return
+        self._trouble = trouble
+        state: Literal["raised", "cleared"] = "cleared" if trouble is None else "raised"
+        text = trouble or "the outbox can be written again"
+        self._own_event(Event(None, "outbox_unwritable", "alarm", state, text, now, alarm=True))
 
     def _spans_long(self, now: float) -> bool:
         return self._uplink.offline_for(now) >= SPILL_AFTER
@@ -417,6 +435,11 @@ class Cloud:
         """What was not acknowledged goes to disk, and the outbox is closed."""
         self._store.disconnected(now)
         self._store.spill()
+        for (
+            device,
+            seq,
+        ) in self._store.memory:  # the disk does not take them: named, so that no hole is silent
+            self._outbox.lost(device, seq, "shutdown")
         self._publisher.close()
         if self._synced:
             self._outbox.put(LATEST_FACT, self._wall_ms())
