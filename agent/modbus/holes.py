@@ -31,7 +31,8 @@ SAYS_NOTHING = (0, 0xFFFF)
 
 @dataclass(slots=True)
 class Hole:
-    """One bridged hole: the request over it, and the part of it from there to the next hole. `start` in words."""
+    """One bridged hole: a request from the hole before it to the one after, and its part behind the hole. `start` of
+    the part in words."""
 
     whole: Request
     span: Span
@@ -96,8 +97,12 @@ def bridged(request: Request, device: Device) -> list[Hole]:
         else:
             parts.append((address, address + 1))
     return [
-        Hole(bare, (before[1], first), dataclasses.replace(bare, address=first, count=after - first))
-        for before, (first, after) in itertools.pairwise(parts)
+        Hole(
+            dataclasses.replace(bare, address=start, count=after - start),
+            (end, first),
+            dataclasses.replace(bare, address=first, count=after - first),
+        )
+        for (start, end), (first, after) in itertools.pairwise(parts)
     ]
 
 
@@ -130,18 +135,29 @@ def _shifted(whole: Sequence[int], part: Sequence[int], stable: Sequence[int], m
     return False
 
 
-class Holes:
-    """The holes of one device that are not trusted yet. Times are monotonic seconds."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A hole that may be bridged from now on (`trusted`), or never."""
 
-    def __init__(self, device: Device, requests: Iterable[Request]) -> None:
+    table: Table
+    span: Span
+    trusted: bool
+
+
+class Holes:
+    """The holes of one device that are not proven yet. Times are monotonic seconds."""
+
+    def __init__(
+        self, device: Device, trusted: Iterable[tuple[Table, Span]], requests: Iterable[Request]
+    ) -> None:
         self._device = device
-        self._trusted: set[tuple[Table, Span]] = set()
+        self._trusted = set(trusted)
         self._open: list[Hole] = []
         self._asked: Hole | None = None
         self.plan(requests)
 
     def plan(self, requests: Iterable[Request]) -> None:
-        """The device is read by these requests from now on."""
+        """The device would be read by these requests if every hole in them were proven."""
         self._asked = None
         self._open = [
             hole
@@ -159,8 +175,17 @@ class Holes:
         self._asked = next((hole for hole in self._open if hole.not_before <= now), None)
         return None if self._asked is None else self._asked.next()
 
-    def told(self, payload: bytes | None, now: float) -> tuple[Table, Span] | None:
-        """What `next` asked for was read, or could not be (None). Returns a hole that is not to be bridged."""
+    def refused(self, now: float) -> Proof | None:
+        """The device refused what `next` asked for: across the hole it cannot be read."""
+        hole = self._asked
+        if hole is None or hole.next() != hole.whole:
+            return self.told(None, now)
+        self._asked = None
+        self._open.remove(hole)
+        return Proof(hole.whole.table, hole.span, trusted=False)
+
+    def told(self, payload: bytes | None, now: float) -> Proof | None:
+        """What `next` asked for was read, or could not be (None). Returns what is proven by it."""
         hole, self._asked = self._asked, None
         if hole is None:
             return None
@@ -170,14 +195,13 @@ class Holes:
         verdict = hole.took(struct.unpack(f">{len(payload) // 2}H", payload))
         if verdict is None:
             return None
-        where = hole.whole.table, hole.span
-        if verdict == "agree":
-            self._trusted.add(where)
+        if verdict == "agree" or (verdict == "differ" and hole.differed == TURNS):
             self._open.remove(hole)
-        elif verdict == "differ" and hole.differed == TURNS:
-            self._open.remove(hole)
-            return where
-        elif hole.turns >= TURNS:
+            proof = Proof(hole.whole.table, hole.span, verdict == "agree")
+            if proof.trusted:
+                self._trusted.add((proof.table, proof.span))
+            return proof
+        if hole.turns >= TURNS:
             self._later(hole, now)
         return None
 

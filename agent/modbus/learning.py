@@ -179,7 +179,7 @@ class Learner:
                 (tag.count for name, tag in self.device.tags.items() if name not in refused), default=1
             )
             longest = max(min(longest or study.search[1], study.search[1]), widest)
-        learnt = Learnt(tuple(sorted(illegal)), frozenset(refused), longest)
+        learnt = Learnt(tuple(sorted(illegal)), frozenset(refused), longest, self.learnt.trusted)
         if learnt == self.learnt:
             self._not_before = now + WHOLLY_REFUSED
             return False
@@ -194,8 +194,17 @@ class Learner:
         illegal = tuple(sorted({*self.learnt.illegal, (table, span)}))
         self.learnt = dataclasses.replace(self.learnt, illegal=illegal)
 
+    def trust(self, table: Table, span: Span) -> None:
+        """What stands behind a hole comes as it is when it is read across it: requests may bridge it."""
+        trusted = tuple(sorted({*self.learnt.trusted, (table, span)}))
+        self.learnt = dataclasses.replace(self.learnt, trusted=trusted)
+
     def plan(self) -> tuple[Request, ...]:
-        """The requests that read the device as it is known by now."""
+        """The requests that read the device as it is known by now: a hole is bridged once it is proven."""
+        return plan_device(self.device, self.learnt, cautious=True)
+
+    def goal(self) -> tuple[Request, ...]:
+        """The requests that would read it if every hole in them were proven."""
         return plan_device(self.device, self.learnt)
 
     def as_yaml(self) -> list[str]:

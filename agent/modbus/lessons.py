@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.config.types import Device
 from agent.modbus.faults import REFUSED
-from agent.modbus.holes import Holes
+from agent.modbus.holes import Holes, Proof
 from agent.modbus.learning import Learner
 from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request
 from agent.modbus.replies import Reply
@@ -43,12 +43,15 @@ class Lessons:
         self.of: Mapping[str, Learner] = {
             device.name: Learner(device, learnt.get(device.name, NOTHING_LEARNT)) for device in devices
         }
+        self._holes: dict[str, Holes] = {}
         for name, learner in self.of.items():
             if learner.learnt != NOTHING_LEARNT and schedule.requests_of(name):
                 schedule.replace(name, learner.plan())
-        self._holes = {
-            name: Holes(learner.device, schedule.requests_of(name)) for name, learner in self.of.items()
-        }
+            requests = schedule.requests_of(name)
+            planned = requests and set(requests) == set(learner.plan())
+            self._holes[name] = Holes(
+                learner.device, learner.learnt.trusted, learner.goal() if planned else requests
+            )
 
     def wanted_after(self, now: float) -> float:
         """When the next lesson comes up; inf: none. One that came up already waits for the line's spare time."""
@@ -81,16 +84,28 @@ class Lessons:
         if reply.exception is not None and reply.exception not in REFUSED:
             unit.ready_at = now + BUSY_RETRY
         elif lesson.hole:
-            span = self._holes[unit.name].told(reply.payload, now)
-            if span is not None:
-                self.of[unit.name].avoid(*span)
-                self._teller.shifted(unit.name, *span)
-                self._learnt(unit.name, self.of[unit.name].learnt.refused)
+            holes = self._holes[unit.name]
+            refused_whole = reply.exception is not None
+            proof = holes.refused(now) if refused_whole else holes.told(reply.payload, now)
+            self._judged(unit.name, proof, shifts=not refused_whole)
         else:
             learner = self.of[unit.name]
             refused = learner.learnt.refused
             if learner.told(lesson.request, reply.payload is not None, reply.t):
                 self._learnt(unit.name, refused)
+
+    def _judged(self, name: str, proof: Proof | None, *, shifts: bool) -> None:
+        """A hole is proven, one way or the other; `shifts`: not by a refusal, but by what came."""
+        if proof is None:
+            return
+        learner = self.of[name]
+        if proof.trusted:
+            learner.trust(proof.table, proof.span)
+        else:
+            learner.avoid(proof.table, proof.span)
+            if shifts:
+                self._teller.shifted(name, proof.table, proof.span)
+        self._learnt(name, learner.learnt.refused)
 
     def failed(self, lesson: Lesson, now: float) -> None:
         """A lesson was not answered in time."""
@@ -101,7 +116,7 @@ class Lessons:
         learner = self.of[name]
         requests = learner.plan()
         self._schedule.replace(name, requests)
-        self._holes[name].plan(requests)
+        self._holes[name].plan(learner.goal())
         self._teller.learnt(learner, refused)
         if self._on_learnt is not None:
             self._on_learnt(name, learner.learnt)

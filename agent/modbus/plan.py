@@ -58,12 +58,13 @@ class Learnt:
 
     illegal: spans per table that no request may touch, unless a tag lies there that was not refused itself;
     refused: tags that are read alone and seldom; longest: registers per request, 0 where the limit of the
-    configuration holds.
+    configuration holds. trusted: holes across which values were seen to come as they are without them.
     """
 
     illegal: tuple[tuple[Table, Span], ...] = ()
     refused: frozenset[str] = frozenset()
     longest: int = 0
+    trusted: tuple[tuple[Table, Span], ...] = ()
 
 
 NOTHING_LEARNT = Learnt()
@@ -92,8 +93,13 @@ def line_cost(url: Url, pause: float = 0.0) -> Cost:
     return Cost(frames + 2 * gap + SERIAL_TURNAROUND_MS + 1000 * pause, 2 * character)
 
 
-def plan_device(device: Device, learnt: Learnt = NOTHING_LEARNT) -> tuple[Request, ...]:
+def plan_device(
+    device: Device, learnt: Learnt = NOTHING_LEARNT, *, cautious: bool = False
+) -> tuple[Request, ...]:
     """The least-cost requests that read every tag of a device, each tag whole in one request.
+
+    `cautious`: bridge only holes between registers that are trusted; what the others do to the values behind them is
+    not known yet.
 
     Tags are planned apart by period and table; `alone` tags and those the device refused get requests of their own.
     Raises ValueError when a tag cannot be read within the device's limits (`check` refuses that first).
@@ -106,13 +112,19 @@ def plan_device(device: Device, learnt: Learnt = NOTHING_LEARNT) -> tuple[Reques
         else:
             groups.setdefault((tag.every, tag.table), []).append(tag)
     for (every, table), tags in groups.items():
-        requests += _plan_group(device, learnt, every, table, tags)
+        unproven = _unproven(device, learnt, table) if cautious else []
+        requests += _plan_group(device, learnt, every, table, tags, unproven)
     requests.sort(key=lambda request: (request.every, request.function, request.address))
     return tuple(requests)
 
 
 def _plan_group(
-    device: Device, learnt: Learnt, every: float, table: Table, tags: Sequence[Tag]
+    device: Device,
+    learnt: Learnt,
+    every: float,
+    table: Table,
+    tags: Sequence[Tag],
+    unproven: Sequence[Span],
 ) -> Iterable[Request]:
     limit = device.limits.registers if table in REGISTER_TABLES else device.limits.bits
     if (
@@ -121,6 +133,7 @@ def _plan_group(
         limit = min(limit, max(learnt.longest, max(tag.count for tag in tags)))
     forbidden = [(avoid.first, avoid.last + 1) for avoid in device.avoid if avoid.table == table]
     forbidden += [span for where, span in learnt.illegal if where == table]
+    forbidden += unproven
     forbidden = _outside_of_tags(forbidden, tags)
     spans = least_cost(
         _with_powers(tags, limit, device.limits.gap, forbidden),
@@ -131,6 +144,23 @@ def _plan_group(
         forbidden=forbidden,
     )
     return _requests(device, every, table, spans, tags)
+
+
+def holes_of(device: Device, table: Table) -> list[Span]:
+    """What no tag of the device covers, between its tags of a table; an `alone` tag's address is such a hole too."""
+    covered = _merged(
+        (tag.address, tag.address + tag.count)
+        for tag in device.tags.values()
+        if tag.table == table and not tag.alone
+    )
+    return [(end, start) for (_, end), (start, _) in itertools.pairwise(covered)]
+
+
+def _unproven(device: Device, learnt: Learnt, table: Table) -> list[Span]:
+    if table not in REGISTER_TABLES:
+        return []
+    trusted = {span for where, span in learnt.trusted if where == table}
+    return [hole for hole in holes_of(device, table) if hole not in trusted]
 
 
 def _with_powers(tags: Sequence[Tag], limit: int, gap: int | None, forbidden: Sequence[Span]) -> list[Span]:

@@ -77,8 +77,8 @@ class Teller:
         """Values behind a hole were not the same when they were read without it."""
         where = f"{table} {span[0]}" if span[1] - span[0] == 1 else f"{table} {span[0]}-{span[1] - 1}"
         text = (
-            f"{name}: the device answers wrongly what stands behind {where} when it is read across it; values read"
-            f" so far from {span[1]} on may be wrong, from now on they are read without it"
+            f"{name}: the device answers wrongly what stands behind {where} when it is read across it;"
+            " it is read without it"
         )
         self._on_event(Event(name, "hole_distrusted", "warning", "raised", text, self._clock.mono()))
 

@@ -157,7 +157,7 @@ class Service:
         for names in by_url.values():
             devices = [self.config.devices[name] for name in names]
             plans: dict[str, tuple[Request, ...]] = {
-                device.name: plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT))
+                device.name: plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT), cautious=True)
                 for device in devices
             }
             lines.append(

@@ -85,6 +85,7 @@ def load_learnt(config: Config, saved: Mapping[str, Any]) -> dict[str, Learnt]:
                 illegal=tuple((table, (int(first), int(after))) for table, (first, after) in one["illegal"]),
                 refused=frozenset(one["refused"]) & device.tags.keys(),
                 longest=int(one["longest"]),
+                trusted=tuple((table, (int(first), int(after))) for table, (first, after) in one["trusted"]),
             )
         except (KeyError, TypeError, ValueError):
             log.warning("what was learnt of %s cannot be read; it is learnt anew", name)
@@ -99,6 +100,7 @@ def dump_learnt(config: Config, learnt: Mapping[str, Learnt]) -> dict[str, Any]:
             "illegal": [[table, list(span)] for table, span in one.illegal],
             "refused": sorted(one.refused),
             "longest": one.longest,
+            "trusted": [[table, list(span)] for table, span in one.trusted],
         }
         for name, one in learnt.items()
     }

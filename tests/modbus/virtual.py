@@ -71,7 +71,9 @@ class FakeLink:
         self.delay: dict[int, float | None] = {}
         self.exceptions: dict[int, int] = {}  # unit -> exception code of each request
         self.refused: set[int] = set()  # addresses
-        self.left_out: set[int] = set()  # addresses that a reply leaves out, so that what stands behind is shifted
+        self.left_out: set[int] = (
+            set()
+        )  # addresses that a reply leaves out, so that what stands behind is shifted
         self.longest = 125
         self.up = True  # a connection can be made
         self.slams = False  # accepts each connection and ends it at once

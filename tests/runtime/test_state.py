@@ -54,7 +54,9 @@ def test_missing_file_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert caplog.records == []
 
 
-LEARNT = Learnt(illegal=(("holding", (3, 5)),), refused=frozenset({"b"}), longest=50)
+LEARNT = Learnt(
+    illegal=(("holding", (3, 5)),), refused=frozenset({"b"}), longest=50, trusted=(("holding", (6, 9)),)
+)
 
 
 def test_what_was_learnt_is_known_again(tmp_path: Path) -> None:
