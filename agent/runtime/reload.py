@@ -18,7 +18,8 @@ log = logging.getLogger("edgetwin")
 
 
 class Reload:
-    """Reads the configuration again. When it is right and different the service ends in order, to start with it."""
+    """Reads the configuration again. Loops take other parameters while they run; any other difference ends the service
+    in order, to start with the new configuration."""
 
     def __init__(self, service: Service, stop: asyncio.Event, prepare: Callable[[Config], Config]) -> None:
         """`prepare` is what the command line does to a configuration (`--simulated`)."""
@@ -50,6 +51,10 @@ class Reload:
         if config == self._service.config:
             log.info("reloaded: nothing changed")
             notify.ready("nothing changed")
+            return
+        if self._service.retune(config):
+            log.info("reloaded: the loops took their new parameters")
+            notify.ready("loops retuned")
             return
         log.info("reloading %s", path)
         self.taken = config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import random
@@ -293,6 +294,17 @@ class Service:
         return self.cloud.alive(now) and now - self._last_scan < max(30.0, 3 * slowest)
 
     # -- life ---------------------------------------------------------------------------------------------------
+
+    def retune(self, config: Config) -> bool:
+        """Takes a configuration that differs in parameters of loops alone, without a bump.
+
+        False, with nothing lost, where anything else differs: then the service has to start anew.
+        """
+        same = dataclasses.replace(config, loops=self.config.loops) == self.config
+        if not same or config.loops.keys() != self.config.loops.keys() or self.loops.retune(config.loops):
+            return False
+        self.config = self.doors.config = config
+        return True
 
     async def run(self, stop: asyncio.Event) -> int:
         """Runs until `stop` is set; returns the exit status (1 when the program's own faults came too fast)."""
