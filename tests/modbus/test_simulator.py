@@ -371,13 +371,13 @@ def test_a_writable_tag_is_still_until_it_is_written() -> None:
 
 def closed(plant: Bench, loop: LoopConfig, setpoint: float, seconds: float) -> list[float]:
     """PVs of every step while the loop's own controller writes its output, and the last output."""
-    pid = Pid(loop)
+    pid = Pid(loop, loop.every)
     seen = []
     for _ in range(int(seconds / loop.every)):
         pv = plant.value(*loop.pv)
         assert isinstance(pv, int | float)
         seen.append(float(pv))
-        reply = plant.write(*loop.out, round(pid.step(setpoint, seen[-1], 0.0, loop.every), 6))
+        reply = plant.write(*loop.out, round(pid.step(setpoint, seen[-1], 0.0, loop.every, loop.every), 6))
         assert reply is not None and not reply[0] & 0x80
         plant.clock.advance(loop.every)
     return seen
