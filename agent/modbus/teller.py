@@ -14,7 +14,7 @@ from agent.twin.records import Event
 
 
 class Teller:
-    """Raises and clears link_down, device_silent, device_slow and address_refused of the devices of one line; tells what was learnt."""
+    """Raises and clears link_down, device_silent, device_slow, address_refused; tells what was learnt."""
 
     def __init__(self, devices: Sequence[str], *, clock: Clock, on_event: Callable[[Event], None]) -> None:
         self._devices = devices
