@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "agent", "demo"]
 
 
 def children_of(folder: str) -> list[str]:
-    """Command lines of processes that belong to a demo with this folder or any of its helpers of ours."""
+    """Command lines of the processes that belong to a demo with this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
