@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import logging
+import math
 import random
 import secrets
 from collections import deque
@@ -47,6 +48,8 @@ SNAPSHOT_EVERY = 1.0
 SAVE_EVERY = 86_400.0
 STOP_LOOPS, STOP_CLOUD = 3.0, 8.0
 FIRST_TRY = 3.0
+SCANS_WITHIN = 30.0
+"""Seconds within which some scan must have ended, or three of the shortest periods where those are longer."""
 EVENTS_KEPT = 200
 
 
@@ -290,8 +293,8 @@ class Service:
     def healthy(self) -> bool:
         """True while scans finish and the cloud thread lives; dead PLCs and brokers are problems, not ill health."""
         now = self.clock.mono()
-        slowest = max((tag.every for tag in self.layout.tags), default=1.0)
-        return self.cloud.alive(now) and now - self._last_scan < max(30.0, 3 * slowest)
+        fastest = min((tag.every for tag in self.layout.tags), default=math.inf)
+        return self.cloud.alive(now) and now - self._last_scan < max(SCANS_WITHIN, 3 * fastest)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
