@@ -16,6 +16,9 @@ BCD_DIGITS = {"bcd16": 4, "bcd32": 8}
 FLOATS = {"float32": ">f", "float64": ">d"}
 MOST_DIGITS = 400
 FULL_MASK = 0xFFFF
+ROUNDING = {"float32": Decimal("1e-6"), "float64": Decimal("1e-12")}
+"""Share by which a float that was written, scaled there and back, may read back different."""
+SMALLEST = Decimal("1e-30")
 
 
 class EncodeProblem(Exception):
@@ -217,10 +220,7 @@ def readback_matches(tag: Tag, value: Plain, readback: Plain, power: int | None 
     if tag.type == "string":
         return isinstance(value, str) and readback == value.rstrip("\0 ")
     wanted, shown = _number(tag, value), _number(tag, readback)
-    step = abs(tag.scale.scaleb(power or 0)) if not tag.type.startswith("float") else Decimal(0)
-    if tag.bits is not None:
-        step = Decimal(0)
-    rounding = (
-        max(abs(wanted) * Decimal("1e-6"), Decimal("1e-30")) if tag.type == "float32" else Decimal("1e-12")
-    )
-    return abs(wanted - shown) <= step / 2 + (rounding if tag.type.startswith("float") else Decimal(0))
+    if tag.type in ROUNDING:
+        return abs(wanted - shown) <= max(abs(wanted) * ROUNDING[tag.type], SMALLEST)
+    step = Decimal(0) if tag.bits is not None else abs(tag.scale.scaleb(power or 0))
+    return abs(wanted - shown) <= step / 2

@@ -323,6 +323,8 @@ def test_readback_differs() -> None:
     assert readback_matches(tenth, 18.54, 18.5)
     assert not readback_matches(tenth, 18.54, 18.4)
     assert not readback_matches(tenth, 18.5, None)
+    assert readback_matches(tag("float64", scale=Decimal("2.5")), 83886082.27935036, 83886082.27935037)
+    assert not readback_matches(tag("float64"), 83886082.2, 83886082.3)
     assert readback_matches(tag("float32"), 0.1, 0.1) and not readback_matches(tag("float32"), 0.1, 0.1001)
 
 
