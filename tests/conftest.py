@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 
+import hypothesis
 import pytest
+
+# the same examples at each CI run, so that a change is judged by what it changes; at a desk new ones are tried
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 LISTED_SKIPS: Mapping[str, str] = {}
 """Start of a test's node id -> why it may be skipped even on a machine with apt."""
