@@ -73,5 +73,5 @@ class Child:
             await self.process.wait()
 
     def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+        """The end of what it wrote to standard error, as one line."""
+        return " | ".join(self.log.read_text(errors="replace").splitlines()[-3:])

@@ -171,4 +171,8 @@ class _EndsWith(asyncio.Protocol):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
-    asyncio.run(serve(parser.parse_args().port))
+    wanted = parser.parse_args().port
+    try:
+        asyncio.run(serve(wanted))
+    except OSError as error:
+        sys.exit(f"port {wanted} cannot be used: {error.strerror or error}")

@@ -23,6 +23,8 @@ from agent.demo.judge import summary
 OLD_SETPOINT, NEW_SETPOINT = 120.0, 160.0
 START_PATIENCE = 60.0
 """Seconds for the first poll: a first start compiles the kernels."""
+END_PATIENCE = 10.0
+"""Seconds for the central side to settle its books."""
 QUIET_EVERY = 5.0
 """Seconds between lines where the output is no terminal."""
 
@@ -67,30 +69,22 @@ class Demo:
                 asyncio.create_task(self._listen(name, child))
                 for name, child in (("plant", plant), ("central", central))
             ]
-            tasks = [
-                asyncio.create_task(stop.wait()),
-                asyncio.create_task(agent.process.wait()),
-                asyncio.create_task(self._show()),
-                asyncio.create_task(self._script(central)),
-            ]
-            stopped, died, _, script = tasks
-            await asyncio.wait({stopped, died, script}, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            children = {"plant": plant, "central side": central, "agent": agent}
+            await self._until_the_end(stop, central, children)
             end = time.monotonic()
-            if agent.process.returncode is not None:
-                raise DemoFailed(f"the agent ended by itself:\n{agent.last_words()}")
-            if script.done() and not script.cancelled() and (fault := script.exception()):
-                raise fault
             status = await self._status()
             await agent.stop(patience=15.0)
             central.tell({"do": "end"})
-            await asyncio.wait_for(central.process.wait(), 10.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(central.process.wait(), END_PATIENCE)
             await plant.stop(patience=5.0)
+            await central.stop(patience=5.0)
             await asyncio.gather(*listeners)
         if self.seconds is None or stop.is_set():
             return None
+        for name, child in (("plant", plant), ("central", central)):
+            if name not in self.reports:
+                raise DemoFailed(f"the {name} side gave no account of itself: {child.last_words()}")
         return summary(
             seconds=end - (self.first_poll or end),
             plant=self.reports["plant"],
@@ -99,6 +93,23 @@ class Demo:
             step=self.step,
             end=end,
         )
+
+    async def _until_the_end(self, stop: asyncio.Event, central: Child, children: dict[str, Child]) -> None:
+        """Returns when it is time or asked for. Raises DemoFailed when a process ends before."""
+        stopped = asyncio.create_task(stop.wait())
+        script = asyncio.create_task(self._script(central))
+        show = asyncio.create_task(self._show())
+        lives = {asyncio.create_task(child.process.wait()): name for name, child in children.items()}
+        try:
+            done, _ = await asyncio.wait({stopped, script, *lives}, return_when=asyncio.FIRST_COMPLETED)
+            for name in (name for task, name in lives.items() if task in done):
+                raise DemoFailed(f"the {name} ended by itself: {children[name].last_words()}")
+            if script in done:
+                script.result()
+        finally:
+            for task in (stopped, script, show, *lives):
+                task.cancel()
+            await asyncio.gather(stopped, script, show, *lives, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _processes(self) -> AsyncIterator[tuple[Child, Child, Child]]:

@@ -101,9 +101,10 @@ def test_wrong_arguments(args: list[str], status: int, words: str) -> None:
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_taken_port_is_told_in_one_line() -> None:
+@pytest.mark.parametrize("which", [0, 1])  # the plant's, the broker's
+def test_a_taken_port_is_told_in_one_line(which: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        first = taken.getsockname()[1] - 1  # the broker's
+        first = taken.getsockname()[1] - which
         done = subprocess.run([*COMMAND, "--port", str(first)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("edgetwin: "), done.stderr
