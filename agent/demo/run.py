@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import string
 import sys
@@ -193,6 +194,8 @@ class Demo:
             if self.live and (terminal or time.monotonic() - shown >= QUIET_EVERY):
                 shown = time.monotonic()
                 text = live_line(self.live, shown - (self.first_poll or shown))
+                if terminal:  # a line that wraps could not be written over
+                    text = text[: shutil.get_terminal_size().columns - 1]
                 print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
             await asyncio.sleep(0.25)
 
