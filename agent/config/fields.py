@@ -88,7 +88,11 @@ OUTBOX = _section(
         ),
         "max_age": _key(COUNTING, "7d", "older batches go, named by a gap"),
         "batch": _key(COUNTING, "20s", "batches are committed to disk this often"),
-        "rate": _key(Whole(1, 10_000_000), "20000", "readings per second of backfill"),
+        "rate": _key(
+            Whole(0, 10_000_000),
+            "20000",
+            "readings per second of backfill; 0: as fast as the broker takes them",
+        ),
         "durable": _key(Bool(), "false", "commit every batch before it is sent"),
         "keep": _key(WAITING, "0s", "how long acknowledged batches are kept for resend"),
         "min_free": _key(Size(), "100MiB", "free space on disk that is left alone"),
