@@ -70,7 +70,10 @@ def say(path: Path, *lines: bytes) -> list[dict[str, Any]]:
         client.settimeout(20)
         client.connect(str(path))
         for line in lines:
-            client.sendall(line)
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # it may have been cut off already; its answer is there to read
+                client.sendall(line)
         with client.makefile("rb") as stream:
             return [json.loads(stream.readline()) for _ in lines]
 
