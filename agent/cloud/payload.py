@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agent.config.types import Config, Tag
+from agent.twin.outward import EXACT, loop_body, reported
+from agent.twin.outward import plain as plain
 from agent.twin.quality import WORDS, Quality
-from agent.twin.records import Event, Forecasts, Plain, Row, Snapshot
+from agent.twin.records import Event, Forecasts, Row, Snapshot
 
 VERSION = 1
 COMPRESSED_FROM = 512
 """Bytes: smaller bodies gain nothing."""
 ZLIB_MARK = 0x78
-EXACT = 2**53
 DIGITS = 9
 """Significant digits of forecasts and coefficients."""
 
 FLAT_KEYS = frozenset({"v", "boot", "ts", "mono", "seq"})
 
 Body = dict[str, Any]
-Compress = Literal["never", "backfill", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +68,6 @@ def decode(data: bytes) -> Body:
     if not isinstance(body, dict):
         raise ValueError("no JSON object")
     return body
-
-
-def plain(value: Plain) -> Plain:
-    """A value as JSON may carry it: integers beyond 2^53 as text (readers use doubles), NaN and infinity as null."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return value if -EXACT <= value <= EXACT else str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def rounded(value: float) -> float | None:
@@ -139,23 +128,6 @@ def _pair(pair: tuple[float, float] | None) -> list[float] | None:
 # -- twin, forecast ---------------------------------------------------------------------------------------------
 
 
-def reported(snapshot: Snapshot, device: str, ms: Callable[[float], int]) -> Body:
-    """{tag: {"v", "q", "t"}} of one device; counters have `total` beside. `t` is null before the first reply."""
-    layout = snapshot.layout
-    tags: Body = {}
-    for row in layout.of_device[device]:
-        t = float(snapshot.stamps[row])
-        one: Body = {
-            "v": plain(snapshot.plain[row]),
-            "q": WORDS[snapshot.quality[row]],
-            "t": None if math.isnan(t) else ms(t),
-        }
-        if row in snapshot.total:
-            one["total"] = plain(snapshot.total[row])
-        tags[layout.keys[row][1]] = one
-    return tags
-
-
 def twin_body(stamp: Stamp, snapshot: Snapshot, device: str, *, stream: str, seq: int, meta: str) -> Body:
     """`twin`, retained. `seq` is the last batch of `data` that it holds."""
     health = snapshot.health.get(device)
@@ -164,14 +136,14 @@ def twin_body(stamp: Stamp, snapshot: Snapshot, device: str, *, stream: str, seq
         "seq": seq,
         "meta": meta,
         "state": snapshot.states.get(device, "link"),
-        "reported": reported(snapshot, device, stamp.ms),
+        "reported": reported(snapshot, snapshot.layout.of_device[device], stamp.ms),
         "health": {
             "score": None if health is None or health.score is None else rounded(health.score),
             "tags": {} if health is None else {tag: _score(score) for tag, score in health.tags.items()},
             "causes": [] if health is None else list(health.causes),
         },
         "loops": {
-            name: _loop(snapshot, name)
+            name: loop_body(snapshot.loops[name])
             for name in snapshot.loops_of.get(device, ())
             if name in snapshot.loops
         },
@@ -180,18 +152,6 @@ def twin_body(stamp: Stamp, snapshot: Snapshot, device: str, *, stream: str, seq
 
 def _score(score: float | None) -> float | None:
     return None if score is None else rounded(score)
-
-
-def _loop(snapshot: Snapshot, name: str) -> Body:
-    view = snapshot.loops[name]
-    return {
-        "mode": view.mode,
-        "sp": plain(view.sp),
-        "pv": plain(view.pv),
-        "out": plain(view.out),
-        "limited": view.limited,
-        "reason": view.reason,
-    }
 
 
 def forecast_body(stamp: Stamp, snapshot: Snapshot, device: str) -> Body | None:

@@ -33,7 +33,6 @@ from agent.config.types import REGISTERS
 TABLES = ("holding", "input", "coil", "discrete")
 ORDERS = ("ABCD", "CDAB", "BADC", "DCBA")
 TYPES = (*REGISTERS, "string")
-SCHEMES = ("tcp", "tls", "rtu+tcp", "udp", "rtu")
 LEVELS = ("error", "warning", "info", "debug")
 MODES = ("off", "shadow", "manual", "auto")
 

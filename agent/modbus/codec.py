@@ -17,6 +17,7 @@ from agent.modbus.encode import WireWrite as WireWrite
 from agent.modbus.encode import encode as encode
 from agent.modbus.encode import readback_matches as readback_matches
 from agent.modbus.plan import REGISTER_TABLES, Request
+from agent.twin.outward import EXACT
 from agent.twin.quality import LAST_WITH_VALUE, Quality
 from agent.twin.records import Plain
 
@@ -35,7 +36,6 @@ KINDS = {
 }
 LARGEST_POWER = 22
 """Powers of ten beyond it are no exact doubles; SunSpec's are from -10 to 10."""
-EXACT = 2**53
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,15 @@ def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
+def spread(seconds: Iterable[float]) -> dict[str, float | None]:
+    """p50, p99 and max in ms; None where there are no values."""
+    kept = tuple(seconds)
+    return {
+        name: milliseconds(percentile(kept, share))
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
+
+
 @dataclass(slots=True)
 class Meter:
     """Counters of one line; times are monotonic seconds."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.config.types import Device
 from agent.modbus.learning import Learner
-from agent.modbus.meter import Meter, milliseconds, percentile
+from agent.modbus.meter import Meter, milliseconds, percentile, spread
 from agent.modbus.replies import duration
 from agent.modbus.schedule import Scan, Unit
 
@@ -47,11 +47,7 @@ def scans_status(scans: Iterable[Scan]) -> dict[str, Any]:
         f"{scan.device}/{duration(scan.every)}": {
             "done": scan.done,
             "overruns": scan.overruns,
-            "late_ms": {
-                "p50": milliseconds(percentile(scan.late, 0.5)),
-                "p99": milliseconds(percentile(scan.late, 0.99)),
-                "max": milliseconds(max(scan.late, default=None)),
-            },
+            "late_ms": spread(scan.late),
         }
         for scan in scans
     }

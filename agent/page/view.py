@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from agent.config.types import LoopConfig
 from agent.runtime.clock import Clock
 from agent.twin.history import BUCKET, Point
+from agent.twin.outward import loop_body, plain, reported
 from agent.twin.quality import LAST_WITH_VALUE, WORDS
-from agent.twin.records import Ask, Event, Key, Layout, Outcome, Plain, Snapshot
+from agent.twin.records import Ask, Event, Key, Layout, Outcome, Snapshot
 
 PAGE_ROWS = 100
 EVENTS_SHOWN = 50
@@ -23,7 +24,6 @@ SPARK_BUCKETS = 60
 """Ten minutes."""
 SLICE = 200
 """Tags encoded at once: the JSON encoder keeps the interpreter to itself for as long as it works."""
-EXACT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +38,6 @@ class Sources:
     clock: Clock
     ask: Callable[[Ask], concurrent.futures.Future[Outcome]]
     loops: Mapping[str, LoopConfig] = field(default_factory=dict)
-
-
-def plain(value: Plain) -> Plain:
-    """As JSON may carry it: large integers as text, NaN as null."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return value if -EXACT <= value <= EXACT else str(value)
-    return value if math.isfinite(value) else None
-
-
-def reported(snapshot: Snapshot, rows: Iterable[int], ms: Callable[[float], int]) -> dict[str, Any]:
-    """Tag -> value, quality and time, as the retained twin on MQTT has them."""
-    body: dict[str, Any] = {}
-    for row in rows:
-        t = float(snapshot.stamps[row])
-        one: dict[str, Any] = {
-            "v": plain(snapshot.plain[row]),
-            "q": WORDS[snapshot.quality[row]],
-            "t": None if math.isnan(t) else ms(t),
-        }
-        if row in snapshot.total:
-            one["total"] = plain(snapshot.total[row])
-        body[snapshot.layout.keys[row][1]] = one
-    return body
 
 
 def twin_json(snapshot: Snapshot, ms: Callable[[float], int]) -> bytes:
@@ -103,17 +78,7 @@ def health(snapshot: Snapshot) -> dict[str, Any]:
 
 def loops(snapshot: Snapshot) -> dict[str, Any]:
     """Loop -> mode, setpoint, process variable, output, whether it is limited, and why it is in its mode."""
-    return {
-        name: {
-            "mode": view.mode,
-            "sp": plain(view.sp),
-            "pv": plain(view.pv),
-            "out": plain(view.out),
-            "limited": view.limited,
-            "reason": view.reason,
-        }
-        for name, view in snapshot.loops.items()
-    }
+    return {name: loop_body(view) for name, view in snapshot.loops.items()}
 
 
 def event(one: Event, ms: Callable[[float], int]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from agent.config.types import Config, LoopConfig, Tag
 from agent.control.loop import MODES, Loop
 from agent.control.signals import Inputs, Sample, Step
 from agent.modbus.codec import power_of, readback_matches
+from agent.modbus.meter import spread
 from agent.runtime.clock import Clock
 from agent.runtime.writer import HEARTBEAT
+from agent.twin.outward import loop_body
 from agent.twin.quality import Quality
 from agent.twin.records import Event, Key, LoopView, Outcome
 from agent.twin.table import Twin
@@ -347,28 +349,10 @@ def _note_lateness(runner: _Runner, now: float) -> None:
 
 
 def _status(runner: _Runner) -> dict[str, Any]:
-    view = runner.loop.view()
     return {
-        "mode": view.mode,
-        "sp": view.sp,
-        "pv": view.pv,
-        "out": view.out,
-        "limited": view.limited,
-        "reason": view.reason,
+        **loop_body(runner.loop.view()),
         "steps": runner.loop.steps,
         "overruns": runner.overruns,
-        "late_ms": _percentiles(runner.late),
-        "step_ms": _percentiles(runner.took),
-    }
-
-
-def _percentiles(seconds: Iterable[float]) -> dict[str, float | None]:
-    """p50, p99 and max in ms."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return {"p50": None, "p99": None, "max": None}
-    picks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {
-        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
-        for name, share in picks.items()
+        "late_ms": spread(runner.late),
+        "step_ms": spread(runner.took),
     }

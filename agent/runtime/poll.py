@@ -12,7 +12,7 @@ from agent.config.types import Config, Device
 from agent.modbus.codec import Decoder, power_of
 from agent.modbus.line import Line, Reply
 from agent.modbus.plan import Request, plan_device, request_for
-from agent.twin.quality import LAST_WITH_VALUE, WORDS, Quality
+from agent.twin.quality import WORDS, Quality
 from agent.twin.records import Key, Plain
 
 
@@ -44,11 +44,6 @@ class Polled:
     @property
     def values(self) -> dict[Key, TagPoll]:
         return {(name, tag): one for name, device in self.devices.items() for tag, one in device.tags.items()}
-
-    @property
-    def all_have_values(self) -> bool:
-        """True when each tag is good or uncertain."""
-        return all(one.quality <= LAST_WITH_VALUE for one in self.values.values())
 
     def as_json(self, config: Config, wall_ms: Callable[[float], int]) -> dict[str, Any]:
         """The body of `edgetwin read --json`."""
