@@ -80,7 +80,8 @@ def test_ages_are_judged(changes: dict[str, Any], why: str) -> None:
     "changes", [{"exp": NOW}, {"exp": NOW + 600_000}, {"ts": NOW - 30_000}, {"ts": NOW + 30_000}]
 )
 def test_the_limits_themselves_are_allowed(changes: dict[str, Any]) -> None:
-    judge("write", body(**changes), retained=False, config=CONFIG, now_ms=NOW, synced=True)
+    command = judge("write", body(**changes), retained=False, config=CONFIG, now_ms=NOW, synced=True)
+    assert (command.op, command.exp) == ("write", body(**changes)["exp"])
 
 
 def test_what_is_refused_whatever_it_says() -> None:
