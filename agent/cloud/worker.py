@@ -21,6 +21,7 @@ from agent import RELEASED_MS
 from agent.cloud import payload
 from agent.cloud.batch import Batch, Batcher
 from agent.cloud.inbox import Answered, Future, Inbox
+from agent.cloud.journal import Journal
 from agent.cloud.outbox import Outbox
 from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
@@ -100,6 +101,7 @@ class Cloud:
         self._latest_kept = int(self._outbox.get(LATEST_FACT) or 0)
         self._synced = self._is_synced()
         self._store = Store(self._outbox, config.mqtt.outbox)
+        self._journal = Journal.from_environment()
         self._batcher = Batcher()
         self._taken_over: deque[float] = deque(maxlen=TAKEN_OVER_TIMES)
         self._cuts: deque[float] = deque(maxlen=CUT_TIMES)
@@ -306,6 +308,8 @@ class Cloud:
             except Exception:
                 self._outbox.lost(device, seq, "fault")
                 log.exception("batch %d of %s cannot be made; this is a fault of the program", seq, device)
+        if batches and self._journal is not None:
+            self._journal.note(self._outbox.stream, batches)
         if batches:
             self._store.add(batches, online=self._uplink.online)
 
@@ -444,6 +448,8 @@ class Cloud:
         if self._synced:
             self._outbox.put(LATEST_FACT, self._wall_ms())
         self._outbox.close()
+        if self._journal is not None:
+            self._journal.close()
 
     # -- status -------------------------------------------------------------------------------------------------
 
