@@ -125,6 +125,14 @@ def duration(text: str) -> float:
     )
 
 
+def duration_text(seconds: float) -> str:
+    """Seconds as the configuration writes them, in the largest unit that is whole: 50ms, 1s, 5m, 2h, 7d."""
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= DURATION_UNITS[unit] and seconds % DURATION_UNITS[unit] == 0:
+            return f"{seconds / DURATION_UNITS[unit]:.12g}{unit}"
+    return f"{1000 * seconds:.12g}ms"
+
+
 def size(text: str) -> int:
     """Bytes of 512B, 64KiB, 256MiB, 2GiB (powers of 1024) or kB, MB, GB (of 1000)."""
     value = _measure(text.strip(), SIZE_UNITS, "size", "write a number and KiB, MiB or GiB, as 64MiB")

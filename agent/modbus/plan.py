@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.config.scalars import duration_text
 from agent.config.types import Config, Device, Table, Tag, Url
 
 READ_FUNCTION: dict[Table, int] = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
@@ -377,7 +378,7 @@ def describe(config: Config) -> dict[str, Any]:
                     "address": request.address,
                     "count": request.count,
                     "wanted": request.wanted,
-                    "every": _period(request.every),
+                    "every": duration_text(request.every),
                 }
                 for request in requests
             ],
@@ -426,11 +427,3 @@ def warnings(config: Config) -> list[tuple[str, str]]:
         for url, busy in load.items()
         if busy > 1.0
     ]
-
-
-def _period(seconds: float) -> str:
-    """A duration as the configuration writes it."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{1000 * seconds:g}ms"

@@ -49,13 +49,3 @@ def reply_of(answer: Answer) -> Reply:
 def answered_after(seconds: float) -> str:
     """How long a reply took, in words."""
     return f"answered after {seconds * 1000:.0f} ms"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the words of the configuration: 50ms, 1s, 5m, 2h."""
-    if seconds < 1.0 or seconds % 1:
-        return f"{seconds * 1000:g}ms"
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from agent.config.scalars import duration_text
 from agent.config.types import Device
 from agent.modbus.learning import Learner
 from agent.modbus.meter import Meter, milliseconds, percentile, spread
-from agent.modbus.replies import duration
 from agent.modbus.schedule import Scan, Unit
 
 
@@ -44,7 +44,7 @@ def device_status(device: Device, unit: Unit, state: str, learner: Learner, now:
 def scans_status(scans: Iterable[Scan]) -> dict[str, Any]:
     """device/period -> what was done, skipped, and how late."""
     return {
-        f"{scan.device}/{duration(scan.every)}": {
+        f"{scan.device}/{duration_text(scan.every)}": {
             "done": scan.done,
             "overruns": scan.overruns,
             "late_ms": spread(scan.late),

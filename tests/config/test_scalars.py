@@ -139,3 +139,10 @@ def test_any_text_is_a_value_or_wrong(text: str) -> None:
         except Wrong as wrong:
             assert str(wrong)
             assert "\n" not in str(wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["1ms", "50ms", "1s", "1500ms", "90s", "5m", "2h", "1d", "7d", "86401s", "1234567ms", "0.5ms"]
+)
+def test_a_duration_is_written_as_it_was_read(text: str) -> None:
+    assert scalars.duration_text(scalars.duration(text)) == text
