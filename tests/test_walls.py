@@ -43,6 +43,7 @@ PURE = [
     "agent/twin",
     "agent/predict",
     "agent/control",
+    "agent/plot.py",
 ]
 IMPURE_MODULES = {"asyncio", "socket", "threading", "time", "sqlite3", "subprocess", "select", "ssl", "queue"}
 
