@@ -18,6 +18,7 @@ from agent.config.types import Device, Url
 from agent.modbus.encode import WireWrite
 from agent.modbus.faults import ABSENT, BUSY, REFUSED, DeviceFault, LinkFault, exception_words
 from agent.modbus.framers import Answer
+from agent.modbus.guests import Guests, Heard
 from agent.modbus.jobs import Job, Jobs
 from agent.modbus.keeper import Connection, Keeper
 from agent.modbus.lessons import Lessons
@@ -86,6 +87,9 @@ class Line:
             settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
         )
         self._keeper = Keeper(connection, clock=clock, rng=rng, changed=self._wake.set)
+        self._guests = Guests(
+            url, self._schedule, self._keeper, self._meter, clock=clock, added=self._wake.set
+        )
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
@@ -112,6 +116,15 @@ class Line:
                     (request, Reply(self._clock.mono(), None, None, fault.quality, None, fault.words))
                 )
         return replies
+
+    async def guest(
+        self, number: int, function: int, body: bytes, *, timeout: float, deadline: float
+    ) -> Heard:
+        """One request to any unit in the line's spare time, of which nothing is concluded. Raises nothing."""
+        if self._closing or self._keeper.hopeless:
+            words = "the line was closed" if self._closing else self._keeper.words
+            return Heard(None, LinkFault(words), unreachable=True)
+        return await self._guests.heard(number, function, body, timeout=timeout, deadline=deadline)
 
     def status(self) -> dict[str, Any]:
         """This line's part of `edgetwin status --json`."""
@@ -148,14 +161,14 @@ class Line:
                 await self._step()
         finally:
             await self._keeper.close()
-            self._jobs.fail("the line was closed", close=self._closing)
+            self._fail_jobs("the line was closed")
 
     async def close(self) -> None:
         """Ends the connection and the run; whoever waits is told."""
         self._closing = True
         self._wake.set()
         await self._keeper.close()
-        self._jobs.fail("the line was closed", close=self._closing)
+        self._fail_jobs("the line was closed")
 
     async def _first_attempt(self) -> None:
         self._keeper.keep()
@@ -182,7 +195,7 @@ class Line:
                 self._fail(run, *barred)
             else:
                 self._skip_refused(run)
-        if not self._keeper.resting or self._schedule.active or self._jobs:
+        if not self._keeper.resting or self._schedule.active or self._jobs or self._guests:
             self._keeper.keep()
         self._tell_link()
         job = self._next_job(now)
@@ -223,13 +236,16 @@ class Line:
             del schedule.owed[request]
             await self._reread(schedule.units[request.device], request, limit)
             return True
-        return await self._study(now)
+        return await self._guests.serve(now) or await self._study(now)
 
     async def _idle(self) -> None:
         now = self._clock.mono()
         wake = min(self._schedule.next_due(), self._schedule.next_spare(now), self._keeper.wake_at)
-        wake = min(wake, self._jobs.first_deadline, self._lessons.wanted_after(now))
-        if self._rests and not self._schedule.active and not self._jobs and wake - now > REST_AHEAD:
+        wake = min(
+            wake, self._jobs.first_deadline, self._lessons.wanted_after(now), self._guests.wake_at(now)
+        )
+        waiting = self._schedule.active or self._jobs or self._guests
+        if self._rests and not waiting and wake - now > REST_AHEAD:
             self._keeper.rest()
             wake = min(self._schedule.next_due(), self._schedule.next_spare(now))
         await self._sleep_until(wake)
@@ -423,6 +439,8 @@ class Line:
     def late(self, number: int, seconds: float) -> None:
         """A reply came after its request was given up: the unit is slow, not dead."""
         self._meter.error("late")
+        if self._guests.late(number, self._clock.mono()):
+            return
         for unit in self._schedule.units.values():
             if unit.unit == number:
                 unit.late(self._clock.mono(), seconds)
@@ -434,6 +452,7 @@ class Line:
         """The first job that may be done now."""
         if self._keeper.hopeless:
             self._jobs.fail(self._keeper.words)
+            self._guests.fail(self._keeper.words)
         return self._jobs.take(now, lambda device: self._may(self._schedule.units[device], now))
 
     def _may(self, unit: Unit, now: float) -> bool:
@@ -443,6 +462,10 @@ class Line:
         if not unit.demoted and unit.state == "ok":
             return True
         return self._schedule.slack(unit.name, now) >= max(SHORTEST_TRY, min(unit.slowest, unit.patience))
+
+    def _fail_jobs(self, words: str) -> None:
+        self._jobs.fail(words, close=self._closing)
+        self._guests.fail(words)
 
     async def _do(self, job: Job) -> None:
         unit = self._schedule.units[job.device]
