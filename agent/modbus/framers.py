@@ -13,7 +13,6 @@ So one class takes its place: it knows byte for byte how the right reply must be
 from __future__ import annotations
 
 import asyncio
-import functools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -25,6 +24,9 @@ from pymodbus.pdu import DecodePDU
 from pymodbus.transaction import TransactionManager
 from pymodbus.transport import CommParams
 
+from agent.modbus.asks import READS, Ask
+from agent.modbus.asks import Answer as Answer
+from agent.modbus.asks import ask as ask
 from agent.modbus.faults import LinkFault
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
@@ -33,62 +35,9 @@ RECEIVE_BUFFER = 8192
 KEPT = 1024
 """Bytes kept of what is no reply; more than the longest frame (260)."""
 LATE_KEPT = 256
-READS = frozenset({1, 2, 3, 4})
-READ_BITS = frozenset({1, 2})
-READ_REGISTERS = frozenset({3, 4})
-OPEN_ENDED = frozenset({17, 43})
-"""Functions whose reply says itself how long it is."""
 LATEST = 10.0
 """Seconds after which an RTU request that nobody answered is taken for lost, not late."""
-LOOPBACK = 8
 MBAP = struct.Struct(">HHHB")
-
-
-class Answer(NamedTuple):
-    """The right reply to one request: its data bytes, or the exception that the device gave instead."""
-
-    payload: bytes | None
-    exception: int | None
-    t: float  # monotonic seconds at which its last byte was read
-    rtt: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request and all that can be known of its right reply.
-
-    `head` is how the reply's PDU begins, `size` its length (None: it says so itself), `skip` where its data begin.
-    """
-
-    unit: int
-    pdu: bytes
-    head: bytes
-    size: int | None
-    skip: int
-
-    @property
-    def function(self) -> int:
-        return self.pdu[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def ask(unit: int, function: int, body: bytes) -> Ask:
-    """The request `function` + `body` to `unit`. Raises ValueError for a function whose reply could not be checked.
-
-    Source: Modbus application protocol V1.1b3, section 6.
-    """
-    pdu = bytes((function,)) + body
-    if function in READS:
-        count = int.from_bytes(body[2:4], "big")
-        size = (count + 7) // 8 if function in READ_BITS else 2 * count
-        return Ask(unit, pdu, bytes((function, size)), 2 + size, 2)
-    if function in (5, 6, 22, LOOPBACK):
-        return Ask(unit, pdu, pdu, len(pdu), len(pdu))
-    if function in (15, 16):
-        return Ask(unit, pdu, pdu[:5], 5, 5)
-    if function in OPEN_ENDED:
-        return Ask(unit, pdu, pdu[:1], None, 1)
-    raise ValueError(f"function {function} is not known here")
 
 
 @dataclass(slots=True)
@@ -267,7 +216,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
     """One connection: one request at a time, and only its right reply is taken.
 
     `on_lost(words)` when the other side ends the connection; `on_late(unit, seconds)` when a reply comes after its
-    request was given up: it is never taken, but it proves that the unit lives.
+    request was given up: it is never taken, but it proves that the unit lives. `echo`: the line sends back what it is
+    sent; without it, `echo_known` stays False until the first answered read has shown whether it does.
     """
 
     def __init__(
@@ -287,6 +237,7 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         self.on_lost = on_lost
         self.on_late = on_late
         self.echo = self._always_echo = echo
+        self.echo_known = echo
         self.last_byte = 0.0
         self._space = bytearray(RECEIVE_BUFFER)
         self._view = memoryview(self._space)
@@ -423,14 +374,15 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             return
         ask = waiting.ask
         now = self.last_byte
+        if self._rtu and ask.function in READS and ask.size != len(ask.pdu):
+            # an echo alone proves nothing; one before a reply does
+            self.echo = waiting.echo_seen or self._always_echo
+            self.echo_known = True
         if pdu[0] & 0x80:
             waiting.future.set_result(Answer(None, pdu[1], now, now - waiting.sent))
             return
         if self._given_up:
             self.forget(ask.unit)  # a unit answers in order
-        if self._rtu and ask.function in READ_REGISTERS:
-            # an echo alone proves nothing; one before a reply does
-            self.echo = waiting.echo_seen or self._always_echo
         waiting.future.set_result(Answer(pdu[ask.skip :], None, now, now - waiting.sent))
 
     def _echo_missing(self, waiting: Waiting) -> bool:

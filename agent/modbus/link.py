@@ -26,17 +26,9 @@ from pymodbus.transport.serialtransport import SerialTransport
 from serial.tools import list_ports
 
 from agent.config.types import Url
+from agent.modbus.asks import LOOPBACK, READS, WRITE_COIL, Answer, Ask, ask
 from agent.modbus.faults import LinkFault
-from agent.modbus.framers import (
-    LOOPBACK,
-    READS,
-    Answer,
-    Ask,
-    MbapFramer,
-    RtuFramer,
-    StrictTransactions,
-    ask,
-)
+from agent.modbus.framers import MbapFramer, RtuFramer, StrictTransactions
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
 
@@ -273,6 +265,8 @@ class Link:
             await self._quiet(now)
             if unit == 0 and function not in READS:
                 return await self._broadcast(now, wanted)
+            if wanted.is_echoed and not now.echo_known:
+                await self._listen(now, wanted, timeout, until)
             if now.clashes(wanted):
                 now = await self._resynchronise(now, wanted, timeout, until)
             patience = self._patience(wanted, timeout, until)
@@ -292,6 +286,18 @@ class Link:
 
     def _patience(self, wanted: Ask, timeout: float, until: float) -> float:
         return max(0.0, min(timeout + self._wire_time(wanted), until - self._clock.mono()))
+
+    async def _listen(self, now: StrictTransactions, wanted: Ask, timeout: float, until: float) -> None:
+        """Before a write whose confirmation equals its echo: one read shows whether the line echoes.
+
+        Otherwise a write to a dead device would pass on a two-wire line whose `local_echo` nobody has told.
+        """
+        function = 1 if wanted.function == WRITE_COIL else 3
+        place = wanted.pdu[1:3]
+        probes = [ask(wanted.unit, function, place + bytes((0, count))) for count in range(1, LONGEST_PROBE)]
+        probe = next((one for one in probes if not now.clashes(one)), probes[-1])
+        await now.transact(probe, self._patience(probe, timeout, until))
+        await self._quiet(now)
 
     async def _resynchronise(
         self, now: StrictTransactions, wanted: Ask, timeout: float, until: float
