@@ -99,7 +99,10 @@ MEMORY = 0.995  # of the experts' errors
 RANGE_FORGET = 1.0 / 5000.0
 FIRST_FORECAST = 30  # real samples before a forecast is shown
 Q_START = 1.645
-Q_GAIN = 0.05
+Q_GAIN = 0.12
+Q_GAIN_AHEAD = 0.4
+"""The gain is Q_GAIN / h ** Q_GAIN_AHEAD: with a gain g the coverage of n samples is off by no more than
+|log(q_n / q_0)| / (g n), so a fast one keeps it; but what is learnt at a horizon comes h steps late."""
 ERROR_RATE = 0.03
 TINY = 1e-290  # a scale below it is none
 HUGE = 1e300  # a sample beyond it is missing

@@ -232,10 +232,11 @@ def judge(s: Floats, ring: Floats, horizon: Ints, errors: Floats, band: Floats, 
         if s[c.STEP] - h < 20.0:
             continue
         error = abs(s[c.REAL] - ring[slot, c.COMBINED])
+        gain = c.Q_GAIN * float(h) ** -c.Q_GAIN_AHEAD
         if error > ring[slot, c.HALF]:
-            band[j, c.Q] = min(band[j, c.Q] * np.exp(c.Q_GAIN * (1.0 - alpha)), 1e6)
+            band[j, c.Q] = min(band[j, c.Q] * np.exp(gain * (1.0 - alpha)), 1e6)
         elif ring[slot, c.HALF] > floor:  # at the floor a smaller multiple would change nothing
-            band[j, c.Q] = max(band[j, c.Q] * np.exp(-c.Q_GAIN * alpha), 1e-3)
+            band[j, c.Q] = max(band[j, c.Q] * np.exp(-gain * alpha), 1e-3)
         band[j, c.COUNT] += 1.0
         if s[c.STEP] - h >= c.FIRST_FORECAST:
             band[j, c.JUDGED_SHOWN] += 1.0

@@ -211,8 +211,9 @@ def _judge(
         judged = made & (s[:, c.STEP] - h >= 20.0)
         error = miss[:, c.COMBINED]
         q = band[:, j, c.Q]
-        raised = np.minimum(q * np.exp(c.Q_GAIN * (1.0 - alpha)), 1e6)
-        lowered = np.where(kept[:, c.HALF] > floor, np.maximum(q * np.exp(-c.Q_GAIN * alpha), 1e-3), q)
+        gain = c.Q_GAIN * float(h) ** -c.Q_GAIN_AHEAD
+        raised = np.minimum(q * np.exp(gain * (1.0 - alpha)), 1e6)
+        lowered = np.where(kept[:, c.HALF] > floor, np.maximum(q * np.exp(-gain * alpha), 1e-3), q)
         band[judged, j, c.Q] = np.where(error > kept[:, c.HALF], raised, lowered)[judged]
         band[judged, j, c.COUNT] += 1.0
         booked = made & (s[:, c.STEP] - h >= c.FIRST_FORECAST)
