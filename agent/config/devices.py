@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from agent.config import sunspec
 from agent.config import tags as tag_builder
 from agent.config.kinds import Block
 from agent.config.scalars import Wrong
@@ -45,6 +46,7 @@ def _device(name: str, block: Block, found: Findings) -> Device | None:
         tag = tag_builder.build(tag_name, tag_block, block, found)
         if tag is not None:
             tags[tag_name] = tag
+    tags = sunspec.at_usual_places(tags)
     if "tags" not in block.bad and not tag_blocks and not tag_blocks.bad and "profile" not in block.bad:
         found.add(block.here, block.path, "no tags: nothing is read from it", "add tags:", "warning")
     plain = {key: block[key] for key in ("unit", "every", "timeout", "order", "on_loss") if key in block}
@@ -128,9 +130,13 @@ def _check_reach(device: Device, blocks: Block, found: Findings) -> None:
         if tag.count > most:
             what = f"it takes {tag.count} registers, and limits.registers of the device is {most}"
             found.add(block.here, block.path, what, "raise the limit, or leave the tag out")
+        if tag.sunspec is not None and tag.address + tag.count > 65536:
+            what = "the models of its device, one after the other from 40002, run past 65535"
+            found.add(block.here, block.path, what, "mend the offsets of its sunspec tags")
         for avoid in device.avoid:
             if (
-                avoid.table == tag.table
+                tag.sunspec is None
+                and avoid.table == tag.table
                 and tag.address <= avoid.last
                 and avoid.first < tag.address + tag.count
             ):

@@ -31,6 +31,8 @@ from agent.config.kinds import (
 from agent.config.types import REGISTERS
 
 TABLES = ("holding", "input", "coil", "discrete")
+PLACES = (*TABLES, "modicon", "sunspec")
+"""Keys that say where a tag is; each has one of them."""
 ORDERS = ("ABCD", "CDAB", "BADC", "DCBA")
 TYPES = (*REGISTERS, "string")
 LEVELS = ("error", "warning", "info", "debug")
@@ -171,6 +173,11 @@ TAG = _section(
             Text("a printed number of 5 or 6 digits", r"[0-9]{5,6}"),
             None,
             "printed number: 40131 is holding 130",
+        ),
+        "sunspec": _key(
+            Text("a model and an offset, as 103+14 or 101-103+14", r"[0-9]{1,5}(-[0-9]{1,5})?\+[0-9]{1,4}"),
+            None,
+            "holding register of a SunSpec model, counted from its ID; the device's chain says where it is",
         ),
         "type": _key(
             Choice(TYPES), "uint16", "what the registers hold; bool where they are coils or discretes"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import nodes
-from agent.config.fields import PROFILE, TABLES
+from agent.config.fields import PLACES, PROFILE
 from agent.config.files import content
 from agent.config.kinds import Block
 from agent.config.nodes import Node
@@ -18,7 +18,7 @@ from agent.config.types import Problem
 from agent.config.walker import ElsewhereIn, Findings, nearest, read
 
 SHIPPED = Path(__file__).parent.parent / "profiles"
-EXCLUSIVE = (("modicon", *TABLES), ("bit", "bits"))
+EXCLUSIVE = (PLACES, ("bit", "bits"))
 """Keys of a tag that stand for one another: one in the configuration leaves out all of the profile's."""
 
 

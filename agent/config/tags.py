@@ -6,11 +6,11 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from agent.config import scalars
-from agent.config.fields import TABLES
+from agent.config import scalars, sunspec
+from agent.config.fields import PLACES
 from agent.config.kinds import Block
 from agent.config.scalars import Wrong
-from agent.config.types import REGISTERS, Table, Tag, Write
+from agent.config.types import REGISTERS, SunSpec, Table, Tag, Write
 from agent.config.walker import Findings
 
 INTEGERS = ("int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -21,12 +21,12 @@ NUMBERS_ONLY = ("scale", "offset", "scale_from", "range", "deadband", "counter",
 AS_THEY_STAND = (*NUMBERS_ONLY, "unit", "bit", "bits", "length", "alone")
 
 
-def place_of(block: Block, found: Findings) -> tuple[Table, int] | None:
-    """Table and wire address of a tag; None where that is wrong, and told."""
-    keys = [key for key in (*TABLES, "modicon") if key in block.keys_at]
+def place_of(block: Block, found: Findings) -> tuple[Table, int | SunSpec] | None:
+    """Table and wire address of a tag, or its place in a SunSpec model; None where that is wrong, and told."""
+    keys = [key for key in PLACES if key in block.keys_at]
     if not keys:
         found.add(
-            block.here, block.path, "no address", "give one of holding, input, coil, discrete or modicon"
+            block.here, block.path, "no address", f"give one of {', '.join(PLACES[:-1])} or {PLACES[-1]}"
         )
         return None
     if len(keys) > 1:
@@ -36,13 +36,15 @@ def place_of(block: Block, found: Findings) -> tuple[Table, int] | None:
     key = keys[0]
     if key in block.bad:
         return None
-    if key != "modicon":
-        return key, block[key]  # type: ignore[return-value]  # one of the four tables
     try:
-        return modicon(block["modicon"])
+        if key == "modicon":
+            return modicon(block[key])
+        if key == "sunspec":
+            return "holding", sunspec.place(block[key])
     except Wrong as wrong:
-        found.add(block.at["modicon"], f"{block.path}.modicon", str(wrong), wrong.hint)
+        found.add(block.at[key], f"{block.path}.{key}", str(wrong), wrong.hint)
         return None
+    return key, block[key]  # type: ignore[return-value]  # one of the four tables
 
 
 def modicon(text: str) -> tuple[Table, int]:
@@ -70,7 +72,8 @@ def build(name: str, block: Block, device: Block, found: Findings) -> Tag | None
     tag = Tag(
         name=name,
         table=table,
-        address=address,
+        address=address.offset if isinstance(address, SunSpec) else address,
+        sunspec=address if isinstance(address, SunSpec) else None,
         type=kind,
         order=block.get("order", device.get("order", "ABCD")),
         every=block.get("every", device.get("every", 1.0)),
@@ -165,7 +168,7 @@ def _check_type(tag: Tag, block: Block, found: Findings) -> None:
     if tag.counter and tag.type not in INTEGERS:
         told("counter", f"a counter is an integer, not {tag.type}", f"use one of {', '.join(INTEGERS)}")
     if tag.address + tag.count > 65536:
-        key = next(key for key in (*TABLES, "modicon") if key in block)
+        key = next(key for key in PLACES if key in block)
         told(
             key,
             f"{article(tag.type)} takes {tag.count} registers, and from {tag.address} they run past 65535",

@@ -47,6 +47,15 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class SunSpec:
+    """A register of a SunSpec model: of the first in the chain whose ID is in [first, last], counted from its ID."""
+
+    first: int
+    last: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tag:
     """One value of a device: where its raw words are and what they mean (value = raw * scale + offset)."""
 
@@ -71,6 +80,7 @@ class Tag:
     alone: bool = False
     deadband: float = 0.0  # a smaller change is not published as a change of the twin
     write: Write | None = None
+    sunspec: SunSpec | None = None  # where the device's own chain says; `address` is as in the usual chain
 
     @property
     def count(self) -> int:

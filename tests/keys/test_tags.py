@@ -62,7 +62,9 @@ def meta(config: Config) -> dict[str, Any]:
 # -- where it is ----------------------------------------------------------------------------------------------------
 
 
-@effect(f"{KEY}.holding", f"{KEY}.input", f"{KEY}.coil", f"{KEY}.discrete", f"{KEY}.modicon")
+@effect(
+    f"{KEY}.holding", f"{KEY}.input", f"{KEY}.coil", f"{KEY}.discrete", f"{KEY}.modicon", f"{KEY}.sunspec"
+)
 @pytest.mark.parametrize(
     ("place", "function", "address"),
     [
@@ -73,9 +75,11 @@ def meta(config: Config) -> dict[str, Any]:
         ({"discrete": 300}, 2, 300),
         ({"modicon": 40301}, 3, 300),
         ({"modicon": 300301}, 4, 300),
+        ({"sunspec": "103+14"}, 3, 40084),
+        ({"sunspec": "1+14"}, 3, 40016),
     ],
 )
-def test_place(place: dict[str, int], function: int, address: int) -> None:
+def test_place(place: dict[str, Any], function: int, address: int) -> None:
     plan = plan_device(configured({TAG: place}).devices["d"])
     [request] = [request for request in plan if "t" in request.tags]
     assert request.function == function
