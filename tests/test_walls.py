@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "config": {"config"},
     "twin": {"twin", "config"},
     "modbus": {"modbus", "config", "twin", "runtime.clock", "kernelcache"},
-    "predict": {"predict", "config", "twin", "kernelcache"},
+    "predict": {"predict", "config", "twin", "kernelcache", "plot"},
     "control": {"control", "config", "twin", "kernelcache"},
     "cloud": {"cloud", "config", "twin", "runtime.clock", "statefile"},
     "page": {"page", "config", "twin", "runtime.clock"},

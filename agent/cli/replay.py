@@ -7,14 +7,20 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from agent.cli.fault import Failure
 
 if TYPE_CHECKING:
-    from agent.predict.replay import Replay, Sample
+    from agent.config.types import Config
+    from agent.predict.curves import Curves
+    from agent.predict.replay import Floats, Replay, Result, Sample
+
+    Foretold = tuple[Floats, Floats, Floats]
+    Take = Callable[[Sample, Replay, Foretold], None]
 
 HELP = (
     "Run history through the very same models and health scores as the agent's, strictly in order, each row "
@@ -31,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA.csv", type=Path, help="the history")
     parser.add_argument(
         "--out", metavar="OUT.csv", type=Path, help="write forecast, interval and health of each value"
+    )
+    parser.add_argument(
+        "--plot", metavar="OUT.svg", type=Path, help="draw values, forecasts and health of each tag"
     )
     parser.add_argument(
         "--horizon", metavar="1,5,20", type=_horizon, help="steps ahead, instead of the configured ones"
@@ -64,7 +73,8 @@ def main(args: argparse.Namespace) -> int:
             replay = Replay(config, Reader(file, lenient=args.lenient, say=_say), horizon=args.horizon)
             for note in replay.result.notes:
                 _say(note)
-            result = _run(replay, args.out)
+            curves = _curves(replay, config) if args.plot else None
+            result = _run(replay, args.out, [curves.add] if curves else [])
     except BadRow as error:
         raise Failure(
             f"{args.data}: {error}" + ("" if args.lenient else " (--lenient skips bad rows)")
@@ -77,25 +87,49 @@ def main(args: argparse.Namespace) -> int:
         _table(result.body())
         for event in result.events:
             print(f"{event.state} at {event.t:.0f} s: {event.text}")
+    if curves:
+        _draw(curves, replay, args)
     return 0
 
 
-def _run(replay: Replay, out: Path | None) -> Any:
-    progress = _progress() if sys.stderr.isatty() else None
-    if out is None:
-        return replay.run(lambda sample, one, foretold: next(progress) if progress else None)
-    with out.open("w", encoding="utf-8", newline="") as file:
-        write = _writer(file)
+def _run(replay: Replay, out: Path | None, takers: list[Take]) -> Result:
+    """Replays the file; each row goes to every taker, to the output file and to the count of rows on a terminal."""
+    with ExitStack() as stack:
+        if out is not None:
+            takers = [*takers, _writer(stack.enter_context(out.open("w", encoding="utf-8", newline="")))]
+        if sys.stderr.isatty():
+            progress = _progress()
+            takers = [*takers, lambda *_: next(progress)]
 
-        def take(sample: Sample, one: Replay, foretold: Any) -> None:
-            write(sample, one, foretold)
-            if progress:
-                next(progress)
+        def take(sample: Sample, one: Replay, foretold: Foretold) -> None:
+            for taker in takers:
+                taker(sample, one, foretold)
 
-        return replay.run(take)
+        return replay.run(take if takers else None)
 
 
-def _writer(file: TextIO) -> Any:
+def _curves(replay: Replay, config: Config) -> Curves:
+    from agent.predict.curves import TAGS, Curves
+
+    units = [
+        config.tag(key).unit or ""
+        if key[0] in config.devices and key[1] in config.devices[key[0]].tags
+        else ""
+        for key in replay.keys
+    ]
+    if len(units) > TAGS:
+        _say(f"the picture shows the first {TAGS} of {len(units)} tags")
+    return Curves(replay.names, units)
+
+
+def _draw(curves: Curves, replay: Replay, args: argparse.Namespace) -> None:
+    from agent.plot import chart
+
+    text = chart(curves.panels(replay), title=f"replay of {args.data.name}")
+    args.plot.write_text(text, encoding="utf-8")
+
+
+def _writer(file: TextIO) -> Take:
     """A function that writes one sample's lines: time, tag, value, forecast, lower, upper, health."""
     lines = csv.writer(file)
     lines.writerow(["time", "tag", "value", "forecast", "lower", "upper", "health"])
@@ -103,7 +137,7 @@ def _writer(file: TextIO) -> Any:
     def cell(value: float) -> str:
         return repr(float(value)) if value == value else ""
 
-    def write(sample: Sample, one: Replay, foretold: Any) -> None:
+    def write(sample: Sample, one: Replay, foretold: Foretold) -> None:
         scores = one.health.scores()
         columns = zip(one.names, sample.values, *foretold, scores, strict=True)
         lines.writerows([sample.text, name, *map(cell, numbers)] for name, *numbers in columns)
