@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent import kernelcache
-from agent.config.types import Config, Device, HealthConfig, Tag, Url
-from agent.predict.health import Health
 from agent.predict.predictor import Predictor
 
 Floats = NDArray[np.float64]
 HORIZON = (1, 5, 20)
 BURN, BURN_INTERVAL = 100, 400
 NAB = ("machine", "ambient")
-WINDOW_KEY = "realKnownCause/{}_temperature_system_failure.csv"
 
 
 def column(path: Path, index: int) -> Floats:
@@ -210,71 +205,13 @@ def speed(tags: int) -> None:
     print(f"  {tags:6} tags: {1e3 * best:8.3f} ms per scan, {1e6 * best / tags:.2f} us per tag, all horizons")
 
 
-def scored(values: Floats, names: list[str], warmup: int) -> tuple[Floats, Floats, list[Any]]:
-    """Device scores (n,), worst tag's logit (n,) and the events of a whole table."""
-    tags = {name: Tag(name, "holding", 0, type="float64") for name in names}
-    device = Device("plant", Url("tcp://h", "tcp"), tags=tags)
-    health = {"plant": HealthConfig(tags=tuple(names), warmup=warmup)}
-    keys = [("plant", name) for name in names]
-    model = Predictor(keys, np.ones(len(keys)), horizon=HORIZON)
-    scorer = Health(Config("", None, None, devices={"plant": device}, health=health), keys, model)
-    slots, scores, tag_scores, events = (
-        np.arange(len(keys)),
-        np.full(len(values), np.nan),
-        np.full(len(values), np.nan),
-        [],
-    )
-    for i, row in enumerate(values):
-        model.update(slots, row, np.full(len(keys), float(i)))
-        events += scorer.update(slots, row, float(i))
-        score = scorer.views()["plant"].score
-        scores[i] = np.nan if score is None else score
-        tag_scores[i] = np.nanmin(scorer.scores()) if score is not None else np.nan
-    return (
-        scores,
-        tag_scores,
-        [event for event in events if event.name == "health_low" and event.state == "raised"],
-    )
-
-
-def health(data: Path, warmup: int = 400) -> None:
-    print(f"\nHealth, commissioned on the first {warmup} rows, hold 10 rows, alarm under 0.5")
-    if (data / "nab_windows.json").exists():
-        windows = json.loads((data / "nab_windows.json").read_text())
-        for name in NAB:
-            path = data / f"nab_{name}_temperature_system_failure.csv"
-            stamps = [line.split(",")[0] for line in path.read_text().splitlines()[1:]]
-            spans = [(a[:19], b[:19]) for a, b in windows[WINDOW_KEY.format(name)]]
-            inside = np.array([[a <= stamp <= b for stamp in stamps] for a, b in spans])
-            scores, tag_scores, events = scored(column(path, 1)[:, None], ["value"], warmup)
-            known = np.isfinite(scores)
-            outside = known & ~inside.any(0)
-            rate = 1000 * np.mean(scores[outside] < 0.5)
-            hits = [any(span[int(event.t)] for event in events) for span in inside]
-            at = np.sort(tag_scores[outside])[int(0.005 * outside.sum())]
-            best = [bool((tag_scores[span & known] < at).any()) for span in inside]
-            print(
-                f"  NAB {name:8} {len(events)} events, {sum(hits)} of {len(hits)} windows raise one, "
-                f"{rate:.1f} false rows per 1000; with the limit at 5 of them: {sum(best)} of {len(best)} windows hit"
-            )
-    plant = data / "tep_d00_te.csv"
-    if plant.exists():
-        names = plant.read_text().splitlines()[0].split(",")[1:]
-        values = np.column_stack([column(plant, i + 1) for i in range(len(names))])
-        scores, _, events = scored(values, names, warmup)
-        rows = int(np.isfinite(scores).sum())
-        print(
-            f"  Tennessee Eastman, normal run: {len(events)} false events in {rows} rows of {len(names)} tags"
-        )
-
-
 def main() -> None:
     here = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=here.parent / "shared" / "data")
-    parser.add_argument("--quick", action="store_true", help="no peers, no health")
+    parser.add_argument("--quick", action="store_true", help="no peers")
     args = parser.parse_args()
     print(f"kernels: {kernelcache.backend()}")
     real = real_series(args.data)
@@ -287,7 +224,6 @@ def main() -> None:
     for tags in (1, 10, 100, 1000, 10_000):
         speed(tags)
     if not args.quick:
-        health(args.data)
         peers(real or synthetic_series())
 
 
