@@ -193,3 +193,22 @@ def test_a_reply_that_came_while_the_loop_was_blocked_is_taken() -> None:
         assert caller.late == []
 
     run(test, "tcp")
+
+
+def test_a_device_that_stalls_and_then_sends_all_it_owes() -> None:
+    """None of what comes late is taken, and all of it proves that the device lives."""
+
+    async def test(server: FaultServer, caller: Caller) -> None:
+        async def all_at_once(here: Conversation, asked: Asked) -> None:
+            await here.send(b"".join(here.good(one) for one in server.asked))
+
+        server.break_next(BOTH["silent"], 6)
+        for address in range(100, 700, 100):
+            assert not is_good(await caller.read(address, 100, timeout=0.02))
+        server.break_next(all_at_once)
+        assert is_good(await caller.read(700, 100))
+        assert caller.wrong == []
+        assert len(caller.late) == 6
+        assert server.connections == 1
+
+    run(test, "tcp")

@@ -1,4 +1,4 @@
-"""What two-wire lines really do, beside what test_link_serial.py shows: echoes before any read, answers to broadcasts."""
+"""What two-wire lines really do, beside test_link_serial.py: echoes before any read, answers to broadcasts."""
 
 from __future__ import annotations
 

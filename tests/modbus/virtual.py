@@ -75,6 +75,7 @@ class FakeLink:
             set()
         )  # addresses that a reply leaves out, so that what stands behind is shifted
         self.longest = 125
+        self.refusal = 2  # the exception for what is refused or too long
         self.up = True  # a connection can be made
         self.slams = False  # accepts each connection and ends it at once
         self.connected = False
@@ -146,7 +147,7 @@ class FakeLink:
         if function < 5 and (
             count > self.longest or self.refused.intersection(range(address, address + count))
         ):
-            code = 2
+            code = self.refusal
         if code is not None:
             future.set_result(Answer(None, code, now, now - started))
         elif function == 6:
