@@ -61,13 +61,13 @@ def _range(text: str) -> tuple[int, int]:
 
 def main(args: argparse.Namespace) -> int:
     """Probes, then prints; exit 1 when nothing could be read."""
-    from agent.modbus.discover import Asker, Unreachable
+    from agent.cli.borrow import asker_for
+    from agent.modbus.discover import Unreachable
     from agent.modbus.survey import Survey
-    from agent.runtime.clock import SystemClock
 
     refuse_broadcast(args.url, [args.unit])
     ranges: dict[Table, list[tuple[int, int]]] = {t: getattr(args, t) for t in TABLES if getattr(args, t)}
-    asker = Asker(args.url, clock=SystemClock(), timeout=args.timeout, pause=args.pause)
+    asker = asker_for(args.url, timeout=args.timeout, pause=args.pause)
     survey = Survey(asker, args.unit, ranges or {"holding": [DEFAULT_SPAN], "input": [DEFAULT_SPAN]})
     complete = True
     try:

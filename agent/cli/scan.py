@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "Ask each unit of a line or host whether it is there, and who it says it is (functions 43/14 and 17). Reads only. "
-    "Stops on Ctrl-C with what it knows. A line that the running agent holds is not free for it."
+    "Stops on Ctrl-C with what it knows. Where the running agent holds the line, it asks, in the time that its own "
+    "reads leave."
 )
 EXAMPLE = "edgetwin scan 'rtu:///dev/ttyUSB0?baud=9600&parity=N' --units 1-20"
 HIGHEST_UNIT = 255
@@ -140,15 +141,18 @@ def refuse_broadcast(url: Url, units: list[int]) -> None:
 def busy_words(words: str) -> str:
     """Why there is no connection, with what to do where another program has the port."""
     if "holds this port" in words:
-        return f"{words}; if it is the agent, stop it for as long as this takes (systemctl stop edgetwin)"
+        return (
+            f"{words}; if it is an agent with a state folder of its own, set RUNTIME_DIRECTORY to that folder, and it "
+            "asks for you"
+        )
     return words
 
 
 async def _scan(args: argparse.Namespace, take: Any) -> None:
-    from agent.modbus.discover import Asker, scan
-    from agent.runtime.clock import SystemClock
+    from agent.cli.borrow import asker_for
+    from agent.modbus.discover import scan
 
-    asker = Asker(args.url, clock=SystemClock(), timeout=args.timeout, pause=args.pause)
+    asker = asker_for(args.url, timeout=args.timeout, pause=args.pause)
     show = sys.stderr.isatty() and not args.json
 
     def asked() -> Any:

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    candidates = _candidates(args.config)
+    candidates = candidates_of(args.config)
     while True:
         try:
             status = _ask(candidates, args.config)
@@ -55,7 +55,7 @@ def _clear() -> str:
     return "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
 
 
-def _candidates(config: str | None) -> list[Path]:
+def candidates_of(config: str | None) -> list[Path]:
     """Where the socket may be. A file that is wrong by now is no obstacle: the agent runs on with what it had."""
     path = Path(config or DEFAULT)
     if config is not None and not path.exists():

@@ -6,7 +6,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from agent.config.types import Url
 from agent.modbus.faults import ABSENT, LinkFault, exception_words
@@ -31,6 +31,22 @@ LATE_WAIT = 0.2
 
 class Unreachable(Exception):
     """There is no connection, and trying again did not help; str() says why in plain words."""
+
+
+class Avoided(Exception):
+    """The configuration says not to touch these addresses; str() says which."""
+
+
+class Asks(Protocol):
+    """Who asks units: `Asker`, or the agent that holds the line. `late` holds those that answered after their time."""
+
+    late: set[int]
+
+    async def ask(self, unit: int, function: int, body: bytes) -> Answer:
+        """The answer to one request. Raises LinkFault, Unreachable or Avoided."""
+
+    def close(self) -> None:
+        """Ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +120,7 @@ class Asker:
         self._link.close()
 
 
-async def scan(asker: Asker, units: Iterable[int], found: Callable[[Found], None]) -> None:
+async def scan(asker: Asks, units: Iterable[int], found: Callable[[Found], None]) -> None:
     """Asks each unit in turn and hands on those that answer. Raises Unreachable.
 
     A read of one register comes first: every device answers it, if only with an exception, while many keep silent
@@ -128,15 +144,15 @@ async def scan(asker: Asker, units: Iterable[int], found: Callable[[Found], None
         found(Found(unit, words, answer.rtt, identity, await _server_id(asker, unit)))
 
 
-async def _try(asker: Asker, unit: int, function: int, body: bytes) -> Answer | None:
+async def _try(asker: Asks, unit: int, function: int, body: bytes) -> Answer | None:
     """An answer, or None for silence or a connection that was ended over the request."""
     try:
         return await asker.ask(unit, function, body)
-    except LinkFault:
+    except (LinkFault, Avoided):
         return None
 
 
-async def _identity(asker: Asker, unit: int) -> tuple[dict[str, str], Answer | None]:
+async def _identity(asker: Asks, unit: int) -> tuple[dict[str, str], Answer | None]:
     """What function 43/14 says, and the answer to its first request."""
     objects: dict[str, str] = {}
     first: Answer | None = None
@@ -154,7 +170,7 @@ async def _identity(asker: Asker, unit: int) -> tuple[dict[str, str], Answer | N
     return objects, first
 
 
-async def _server_id(asker: Asker, unit: int) -> str | None:
+async def _server_id(asker: Asks, unit: int) -> str | None:
     answer = await _try(asker, unit, SERVER_ID, b"")
     return None if answer is None or answer.payload is None else server_id(answer.payload)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.config.types import Table
-from agent.modbus.discover import Asker, silent
+from agent.modbus.discover import Asks, Avoided, silent
 from agent.modbus.faults import ABSENT, BUSY, LinkFault, exception_words
 from agent.modbus.framers import Answer
 from agent.modbus.guesses import Shape, pairs, runs, span_text
@@ -34,7 +34,7 @@ class Survey:
     `ranges` are inclusive spans of addresses by table.
     """
 
-    def __init__(self, asker: Asker, unit: int, ranges: Mapping[Table, Sequence[tuple[int, int]]]) -> None:
+    def __init__(self, asker: Asks, unit: int, ranges: Mapping[Table, Sequence[tuple[int, int]]]) -> None:
         self.values: dict[Table, dict[int, int]] = {table: {} for table in ranges}
         self.refused: dict[Table, set[int]] = {table: set() for table in ranges}
         self.why: dict[str, int] = {}  # words of each refusal -> how often
@@ -113,6 +113,9 @@ class Survey:
         for left in range(TRIES - 1, -1, -1):
             try:
                 answer = await self._asker.ask(self._unit, READ_FUNCTION[table], body)
+            except Avoided as avoided:
+                self.why[str(avoided)] = self.why.get(str(avoided), 0) + 1
+                return None
             except LinkFault as fault:
                 if left > 1:
                     continue

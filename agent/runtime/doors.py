@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.config.types import Config
+from agent.modbus.line import Line
+from agent.runtime import commission
 from agent.runtime.clock import Clock
 from agent.runtime.loops import Loops
 from agent.runtime.poll import poll_keys
@@ -45,11 +47,18 @@ class Doors:
                 return await self._read(ask)
             case "loop":
                 return self._loop(ask)
+            case "holds":
+                return commission.held(self._lines(), ask.extra["url"])
+            case "ask":
+                return await commission.ask_unit(self._lines(), **ask.extra, deadline=ask.deadline)
             case "status":
                 return Outcome(True, result=self.status())
             case "whatif":
                 return Outcome(False, error="whatif is not built yet")
         return Outcome(False, error=f"unknown operation {ask.op!r}")
+
+    def _lines(self) -> set[Line]:
+        return set(self.writer.line_of.values())
 
     def _unknown(self, key: Key) -> str | None:
         device = self.config.devices.get(key[0])

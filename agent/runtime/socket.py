@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.config.urls import device_url
 from agent.runtime.clock import Clock
 from agent.twin.records import Ask, Key, Outcome, Plain
 
@@ -22,7 +23,14 @@ log = logging.getLogger("edgetwin")
 LONGEST_REQUEST = 256 * 1024
 READ_PATIENCE, WORK_PATIENCE = 5.0, 15.0
 MOST_CLIENTS = 16
+GONE_EVERY = 0.1
+"""Seconds after which it is noticed that the asker of a long question went away."""
 MODE = 0o660
+READS_OF = {1: 4, 2: 4, 3: 4, 4: 4, 17: 0, 43: 3}
+"""Function -> length of its body: the four reads, server id, device identification. Nothing else passes."""
+DEVICE_IDENTIFICATION = 14
+"""The MEI type; the other one of function 43, CANopen, can write."""
+LONGEST_TIMEOUT = 60.0
 
 Future = concurrent.futures.Future[Outcome]
 
@@ -73,14 +81,14 @@ class ControlSocket:
                     return
                 if not line:
                     return
-                await _say(writer, await self._answer(line))
+                await _say(writer, await self._answer(line, reader))
         except ConnectionError:
             pass
         finally:
             self._clients -= 1
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> dict[str, Any]:
         try:
             message = json.loads(line)
             if message.get("config") not in (None, self._config_path):
@@ -89,7 +97,11 @@ class ControlSocket:
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             return {"ok": False, "error": "the request is not understood"}
         try:
-            outcome = await asyncio.wait_for(asyncio.wrap_future(self._ask(ask)), WORK_PATIENCE)
+            async with asyncio.timeout(ask.deadline - self._clock.mono()):
+                waiting = asyncio.wrap_future(self._ask(ask))
+                if ask.op == "ask":
+                    await _until_done_or_gone(waiting, reader)
+                outcome = await waiting
         except TimeoutError:
             return {"ok": False, "error": "the agent's main loop does not answer"}
         return {
@@ -101,6 +113,14 @@ class ControlSocket:
         }
 
 
+async def _until_done_or_gone(waiting: asyncio.Future[Outcome], reader: asyncio.StreamReader) -> None:
+    """Cancels what nobody waits for any more. Raises ConnectionError then."""
+    while not (await asyncio.wait([waiting], timeout=GONE_EVERY))[0]:
+        if reader.at_eof():
+            waiting.cancel()
+            raise ConnectionResetError("the asker went away")
+
+
 def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
     """The request in a message. Raises KeyError, TypeError or ValueError for one that is none."""
     op = message["op"]
@@ -110,6 +130,11 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
         case "read":
             keys = tuple(_key(*pair) for pair in message.get("tags", ()))
             return Ask("read", "socket", deadline, keys=keys, extra={"full": bool(message.get("full"))})
+        case "holds":
+            return Ask("holds", "socket", deadline, extra={"url": device_url(message["url"])})
+        case "ask":
+            extra = _single_read(message)
+            return Ask("ask", "socket", deadline + extra["timeout"], extra=extra)
         case "write":
             return Ask(
                 "write",
@@ -128,6 +153,22 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
                 setpoint=_number(message.get("setpoint")),
             )
     raise ValueError(op)
+
+
+def _single_read(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The url, unit and bytes of an `ask`. Raises KeyError, TypeError or ValueError where it is no read."""
+    unit, function, timeout = message["unit"], message["function"], message["timeout"]
+    body = bytes.fromhex(message["body"])
+    if type(unit) is not int or not 0 <= unit <= 255:
+        raise ValueError("a unit is a number from 0 to 255")
+    if READS_OF.get(function) != len(body) or (function == 43 and body[0] != DEVICE_IDENTIFICATION):
+        raise ValueError("only reads")
+    if isinstance(timeout, bool) or not (math.isfinite(timeout) and 0 <= timeout <= LONGEST_TIMEOUT):
+        raise ValueError("a timeout is a number of seconds")
+    url = device_url(message["url"])
+    if unit == 0 and url.scheme in ("rtu", "rtu+tcp"):
+        raise ValueError("unit 0 is everybody")
+    return {"url": url, "unit": unit, "function": function, "body": body, "timeout": float(timeout)}
 
 
 def _plain(value: Any) -> Plain:

@@ -138,7 +138,8 @@ class Outcome:
 class Ask:
     """A request from outside the main loop. The doors (`agent.runtime.doors`) judge it, whoever sent it.
 
-    op: "write" (device, tag, value), "loop" (loop, mode and/or setpoint), "read" (tags), "whatif", "status".
+    op: "write" (device, tag, value), "loop" (loop, mode and/or setpoint), "read" (tags), "whatif", "status"; for
+    commissioning "holds" (url) and "ask" (one read of any unit).
     `deadline` is monotonic: past it the request is refused, not done late.
     """
 

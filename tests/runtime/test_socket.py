@@ -9,7 +9,8 @@ import json
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ class Daemon:
     asked: list[Ask] = field(default_factory=list)
     outcome: Outcome = field(default_factory=lambda: Outcome(True))
     stuck: bool = False
+    futures: list[concurrent.futures.Future[Outcome]] = field(default_factory=list)
 
     def ask(self, ask: Ask) -> concurrent.futures.Future[Outcome]:
         self.asked.append(ask)
         answer: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+        self.futures.append(answer)
         if not self.stuck:
             answer.set_result(self.outcome)
         return answer
@@ -76,6 +79,36 @@ def say(path: Path, *lines: bytes) -> list[dict[str, Any]]:
                 client.sendall(line)
         with client.makefile("rb") as stream:
             return [json.loads(stream.readline()) for _ in lines]
+
+
+def asking(**other: object) -> bytes:
+    """A read of one register, with something else in it."""
+    message = {"op": "ask", "url": "tcp://h", "unit": 1, "function": 3, "body": "00000001", "timeout": 0.5}
+    return json.dumps(message | other).encode() + b"\n"
+
+
+def test_a_read_of_any_unit_becomes_an_ask_that_ends_with_its_asker(tmp_path: Path) -> None:
+    with daemon(tmp_path) as one:
+        say(one.path, asking(), b'{"op":"holds","url":"tcp://H"}\n')
+        one.stuck = True
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(one.path))
+            client.sendall(asking(unit=9))
+            until(lambda: len(one.asked) == 3)
+            assert not one.futures[-1].cancelled()
+        until(one.futures[-1].cancelled)
+    first, holds, _ = one.asked
+    assert (first.op, first.deadline) == ("ask", 500.0 + control.WORK_PATIENCE + 0.5)
+    assert first.extra["url"].text == holds.extra["url"].text == "tcp://h:502"
+    wanted = {name: first.extra[name] for name in ("unit", "function", "body", "timeout")}
+    assert wanted == {"unit": 1, "function": 3, "body": b"\0\0\0\1", "timeout": 0.5}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_each_request_becomes_an_ask_with_a_deadline(tmp_path: Path) -> None:
@@ -134,6 +167,16 @@ def test_the_outcome_comes_back_whole(tmp_path: Path) -> None:
         b'{"op":"loop","loop":"oven","setpoint":true}\n',
         b'{"op":"loop","loop":"oven","setpoint":1' + b"0" * 400 + b"}\n",
         b'{"op":"loop","loop":"oven","mode":1}\n',
+        b'{"op":"holds","url":"nowhere"}\n',
+        asking(function=6),
+        asking(function=43, body="0d0101"),  # CANopen
+        asking(body="0000"),
+        asking(body="00"),
+        asking(unit=256),
+        asking(unit=True),
+        asking(timeout=61),
+        asking(timeout=True),
+        asking(unit=0, url="rtu:///dev/ttyS0"),
     ],
 )
 def test_what_is_no_request_is_told_so_and_goes_nowhere(tmp_path: Path, line: bytes) -> None:
