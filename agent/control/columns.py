@@ -10,14 +10,15 @@ PARAMETERS = 9
 """GAIN is kp, negative for direct action; TI 0: no integral action; TD 0: no derivative action; RATE per second,
 infinite where there is no limit."""
 
-SHOWN, WISHED, FILTERED, BEFORE, LOAD, GAP, CLOCK, BASE, GOAL, SURPRISE = range(10)
-MEMORY = 10
+SHOWN, WISHED, FILTERED, BEFORE, LOAD, GAP, CLOCK, BASE, GOAL, SURPRISE, PASSED, ALONE, EARLIER = range(13)
+MEMORY = 13
 """State of the predictive controller; the moves of the output follow from MEMORY on, the newest first.
 
 SHOWN as LAST_OUTPUT, WISHED as WANTED. FILTERED and BEFORE: the PV as filtered, now and an interval before. LOAD: what
 moves the PV beside the output. GAP: distance from the setpoint that is still forgiven after taking over. CLOCK: share
 of an interval that has passed. Moves and GOAL are outputs without feed-forward, as distances from BASE. SURPRISE: the
-PV less what was foretold for it."""
+PV less what was foretold for it at the last plan. PASSED: intervals in the last step; 0: the last plan was kept.
+ALONE and EARLIER: the PV as the moves alone would have it, without any correction, now and an interval before."""
 
 A1, A2, B1, B2, B3, DEAD, TRUST, DRIFT, APPROACH, LOWEST, HIGHEST, PACE, INTERVAL = range(13)
 DESIGN = 13

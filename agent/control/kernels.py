@@ -100,16 +100,19 @@ def predictive(
     now, before, load, gap = state[c.FILTERED], state[c.BEFORE], state[c.LOAD], state[c.GAP]
     goal = min(max(state[c.GOAL], low), high)
     wished, surprise = goal, state[c.SURPRISE]
+    alone, earlier = state[c.ALONE], state[c.EARLIER]
     moves = np.empty(size)
     for i in range(size):
         moves[i] = state[c.MEMORY + max(i - max(passed - 1, 0), 0)]
     if passed > 0:
         foretold = 0.0
         for k in range(passed):  # the newest move was held since
-            foretold = par[c.A1] * now + par[c.A2] * before + load
+            moved = 0.0
             for i in range(3):
-                foretold += par[c.B1 + i] * state[c.MEMORY + max(dead + i - k, 0)]
+                moved += par[c.B1 + i] * state[c.MEMORY + max(dead + i - k, 0)]
+            foretold = par[c.A1] * now + par[c.A2] * before + moved + load
             before, now = now, foretold
+            earlier, alone = alone, par[c.A1] * alone + par[c.A2] * earlier + moved
         surprise = pv - foretold
         now = foretold + par[c.TRUST] * surprise
         load += par[c.DRIFT] * surprise
@@ -148,12 +151,14 @@ def predictive(
         reach = par[c.PACE] * elapsed
         output = min(max(output, last - reach), last + reach)
     output = min(max(output, par[c.LOWEST]), par[c.HIGHEST])
-    if not (math.isfinite(output) and math.isfinite(now) and math.isfinite(load) and math.isfinite(wished)):
+    if not (math.isfinite(output) and math.isfinite(now) and math.isfinite(load)):
+        return last
+    if not (math.isfinite(wished) and math.isfinite(alone)):
         return last
     for i in range(size - 1, 0, -1):
         state[c.MEMORY + i] = moves[i - 1] if passed > 0 else moves[i]
     state[c.MEMORY] = output - base
     state[c.FILTERED], state[c.BEFORE], state[c.LOAD], state[c.GAP] = now, before, load, gap
-    state[c.CLOCK], state[c.GOAL], state[c.SURPRISE] = clock, goal, surprise
-    state[c.SHOWN], state[c.WISHED] = output, wished + base
+    state[c.CLOCK], state[c.GOAL], state[c.SURPRISE], state[c.PASSED] = clock, goal, surprise, float(passed)
+    state[c.SHOWN], state[c.WISHED], state[c.ALONE], state[c.EARLIER] = output, wished + base, alone, earlier
     return float(output)

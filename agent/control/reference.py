@@ -56,7 +56,7 @@ def predictive(
     elapsed: float,
 ) -> float:
     """As `agent.control.kernels.predictive`."""
-    shown, _, now, before, load, gap, clock, base, goal, surprise = state[: c.MEMORY].tolist()
+    shown, _, now, before, load, gap, clock, base, goal, surprise, _, *alone = state[: c.MEMORY].tolist()
     a1, a2, b1, b2, b3, dead, trust, drift, approach, lowest, highest, rate, interval = par.tolist()
     numbers = (setpoint, pv, feed_forward, dt, elapsed)
     if not all(map(math.isfinite, numbers)) or dt <= 0.0 or elapsed < 0.0:
@@ -71,6 +71,8 @@ def predictive(
         held = np.concatenate([np.full(passed - 1, moves[0]), moves])
         model = (a1, a2, np.array([b1, b2, b3]), load)
         path = _run(model, now, before, held, int(dead), passed)
+        apart = _run((a1, a2, model[2], 0.0), alone[0], alone[1], held, int(dead), passed)
+        alone = [apart[-1], alone[0] if passed == 1 else apart[-2]]
         moves = held[: len(moves)]
         before, surprise = (now if passed == 1 else path[-2]), pv - path[-1]
         now, load = path[-1] + trust * surprise, load + drift * surprise
@@ -88,12 +90,13 @@ def predictive(
     if math.isfinite(rate):
         output = min(max(output, shown - rate * elapsed), shown + rate * elapsed)
     output = min(max(output, lowest), highest)
-    if not all(map(math.isfinite, (output, now, load, wished))):
+    if not all(map(math.isfinite, (output, now, load, wished, alone[0]))):
         return float(shown)
     moves[0] = output - base
     state[: c.MEMORY] = (
         *(output, wished + base, now, before, load, gap),
-        *(clock - passed, state[c.BASE], goal, surprise),
+        *(clock - passed, state[c.BASE], goal, surprise, passed),
+        *alone,
     )
     state[c.MEMORY :] = moves
     return float(output)

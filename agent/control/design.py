@@ -1,0 +1,108 @@
+"""From a process model to the numbers that the predictive controller's step works with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config.types import ModelConfig
+from agent.control import columns as c
+from agent.control.process import Process, held, split_delay
+
+MOST_INTERVALS = 60
+"""In dead time and lags together; a loop that steps more often than that plans every second, third ... step."""
+TRUST, DRIFT = 0.4, 0.075
+"""Shares of a surprise; a DRIFT above TRUST / 5 is fragile."""
+REACH = 0.7
+"""The horizon ends a little after a step response is that far."""
+SHORTEST = 8
+AFTER_DEAD = 12
+"""Intervals of the horizon after the dead time: at least, and with an integrator."""
+MOVE_WEIGHT = 0.3
+"""Of a move against the mean square of the step response."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """`arrays`: par (DESIGN,), response (n,) and weight (MOVES, MOVES), as the step takes them.
+
+    `interval`: seconds between two plans, a multiple of the loop's period. `approach`: time constant in seconds with
+    which the setpoint is approached. `window`: seconds in which a loop that oscillates shows it. `penalty`: how much
+    dearer a move is than by MOVE_WEIGHT.
+    """
+
+    model: ModelConfig
+    interval: float
+    approach: float
+    window: float
+    penalty: float
+    arrays: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def design(
+    model: ModelConfig,
+    period: float,
+    *,
+    limits: tuple[float, float],
+    rate: float = math.inf,
+    slow: bool = False,
+    penalty: float = 1.0,
+) -> Design:
+    """Generalised predictive control of this process, stepped every `period` seconds.
+
+    The setpoint is approached with 0.2 (L + T) + 0.2 L, or 0.7 (L + T) where `slow`; L and T from the step response
+    (dead time, and time to 63 % after it). `rate`: of the output, per second. Raises ValueError for a gain of 0.
+    """
+    if model.k == 0.0 or not math.isfinite(model.k):
+        raise ValueError("a process of gain 0 cannot be controlled")
+    interval = _interval(model, period)
+    dead, _ = split_delay(model.delay, interval)
+    a, b = _polynomials(model, interval)
+    horizon, lag, rising = _shape(model, interval, dead)
+    total = rising + lag
+    approach = 0.7 * total if slow else 0.2 * total + 0.2 * rising
+    response = _step_response(model, interval, horizon)
+    later = [np.concatenate([np.zeros(j), response[: horizon - j]]) for j in range(c.MOVES)]
+    acting = np.array(later)[:, dead:]
+    weight = acting @ acting.T
+    weight += penalty * MOVE_WEIGHT * float(np.mean(response[dead:] ** 2)) * np.eye(c.MOVES)
+    share = math.exp(-interval / approach)
+    par = np.array([*a, *b, dead, TRUST, DRIFT, share, *limits, rate, interval])
+    window = 12.0 * (dead * interval + approach + 3.0 * interval)
+    return Design(model, interval, approach, window, penalty, (par, response, np.ascontiguousarray(weight)))
+
+
+def _interval(model: ModelConfig, period: float) -> float:
+    lags = model.t2 if model.integrating else model.t1 + model.t2
+    return period * max(1, math.ceil((model.delay + lags) / (MOST_INTERVALS * period)))
+
+
+def _step_response(model: ModelConfig, interval: float, steps: int) -> NDArray[np.float64]:
+    """(steps,) the PV at the end of each interval after the output rose by 1."""
+    process = Process(model, interval, pv=0.0, out=0.0)
+    return np.array([process.step(1.0) for _ in range(steps)])
+
+
+def _polynomials(model: ModelConfig, interval: float) -> tuple[tuple[float, float], list[float]]:
+    """(A1, A2) from the poles, (B1, B2, B3) from the response to a pulse."""
+    move = held(model, interval)
+    a1, a2 = move.p + move.q, -move.p * move.q
+    dead, _ = split_delay(model.delay, interval)
+    process = Process(model, interval, pv=0.0, out=0.0)
+    pulse = [process.step(float(k == 0)) for k in range(dead + 3)][dead:]
+    return (a1, a2), [pulse[0], pulse[1] - a1 * pulse[0], pulse[2] - a1 * pulse[1] - a2 * pulse[0]]
+
+
+def _shape(model: ModelConfig, interval: float, dead: int) -> tuple[int, float, float]:
+    """(horizon in intervals, T, L in seconds) of the sampled step response."""
+    rising = max(dead + 0.5, 1.0)
+    if model.integrating:
+        return dead + AFTER_DEAD, max(2.0 * (dead + 2) - rising, 1.0) * interval, rising * interval
+    lags = (model.t1 + model.t2) / interval
+    response = _step_response(model, interval, math.ceil(dead + 3.0 * lags) + 3) / model.k
+    most = int(np.argmax(response > 0.63)) + 1
+    horizon = max(dead + SHORTEST, dead + int(np.argmax(response > REACH)) + 3)
+    return horizon, max(most - rising, 1.0) * interval, rising * interval
