@@ -35,6 +35,8 @@ RECEIVE_BUFFER = 8192
 KEPT = 1024
 """Bytes kept of what is no reply; more than the longest frame (260)."""
 LATE_KEPT = 256
+SILENCE = 0.05
+"""Seconds after a broken RTU reply in which nothing more comes: then nothing more will."""
 LATEST = 10.0
 """Seconds after which an RTU request that nobody answered is taken for lost, not late."""
 MBAP = struct.Struct(">HHHB")
@@ -49,6 +51,7 @@ class Waiting:
     frame: bytes
     sent: float
     future: asyncio.Future[Answer]
+    until: float  # the loop's time at which it is given up
     echo_due: bool = False
     echo_seen: bool = False
     wrong: str | None = None  # what came instead of the right reply
@@ -202,6 +205,13 @@ class RtuFramer(FramerRTU):
                 return data[at + 1 : end - 2]
         return None
 
+    def is_broken(self, data: bytes, ask: Ask) -> bool:
+        """True when `data`, in which there is no right reply, hold one in full length: its CRC is wrong."""
+        if ask.size is None:
+            return False
+        at = data.find(bytes((ask.unit,)) + ask.head)
+        return 0 <= at <= len(data) - ask.size - 3
+
     def holds(self, data: bytes, ask: Ask) -> bool:
         """True when a reply to `ask` is in `data`."""
         return ask.size is not None and self._find(data, bytes((ask.unit,)) + ask.head, ask.size) is not None
@@ -261,10 +271,13 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         self._tid = self._tid % 0xFFFF + 1
         self._given_up.pop(self._tid, None)
         frame = self.strict.encode(ask.pdu, ask.unit, self._tid)
-        waiting = Waiting(ask, self._tid, frame, self.clock.mono(), self.loop.create_future(), self.echo)
+        until = self.loop.time() + timeout
+        waiting = Waiting(
+            ask, self._tid, frame, self.clock.mono(), self.loop.create_future(), until, self.echo
+        )
         self._buffer = b""
         self._waiting = waiting
-        self._set_alarm(self.loop.time() + timeout)
+        self._set_alarm(until)
         try:
             self.transport.write(frame)  # type: ignore[attr-defined]
             return await waiting.future
@@ -335,9 +348,16 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             return
         seconds = self.clock.mono() - waiting.sent
         what = f"no answer within {seconds * 1000:.0f} ms"
-        if waiting.wrong:
-            what = f"no right answer within {seconds * 1000:.0f} ms: it sent {waiting.wrong}"
+        came = waiting.wrong or self._strange(waiting.ask)
+        if came:
+            what = f"no right answer within {seconds * 1000:.0f} ms: it sent {came}"
         waiting.future.set_exception(LinkFault(what, Quality.TIMEOUT))
+
+    def _strange(self, ask: Ask) -> str | None:
+        """What the bytes are that came instead of any frame, or None."""
+        if isinstance(self.strict, RtuFramer) and self.strict.is_broken(self._buffer, ask):
+            return "a reply with a wrong CRC"
+        return f"{len(self._buffer)} bytes that are no reply" if self._buffer else None
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
@@ -362,6 +382,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             waiting.wrong = judged.wrong or waiting.wrong
             self._buffer = data[-KEPT:]
             self._note_late(data)
+            if isinstance(self.strict, RtuFramer) and self.strict.is_broken(self._buffer, waiting.ask):
+                self._set_alarm(min(waiting.until, self.loop.time() + SILENCE))
             return
         if self._given_up:
             self._note_late(data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import Answer
 from agent.twin.quality import Quality
-from tests.modbus.faults import BOTH, ON_TCP
+from tests.modbus.faults import BOTH, ON_RTU, ON_TCP
 from tests.modbus.faultserver import Asked, Conversation, FaultServer
 from tests.modbus.test_link import LONG, TIMEOUT, Caller, is_good, run
 
@@ -212,3 +213,31 @@ def test_a_device_that_stalls_and_then_sends_all_it_owes() -> None:
         assert server.connections == 1
 
     run(test, "tcp")
+
+
+def test_a_broken_rtu_reply_does_not_cost_the_whole_timeout_and_is_told() -> None:
+    async def test(server: FaultServer, caller: Caller) -> None:
+        server.break_next(ON_RTU["bad_crc"])
+        answer = await caller.read(100, 10, timeout=20.0)
+        assert isinstance(answer, LinkFault) and answer.quality is Quality.TIMEOUT
+        assert re.fullmatch(
+            r"no right answer within \d{2,4} ms: it sent a reply with a wrong CRC", answer.words
+        )
+        assert is_good(await caller.read(100, 10))
+        assert caller.wrong == []
+        assert server.connections <= 2
+
+    run(test, "rtu+tcp")
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "rtu+tcp"])
+def test_bytes_that_are_no_modbus_are_told(scheme: str) -> None:
+    async def test(server: FaultServer, caller: Caller) -> None:
+        async def answer(here: Conversation, asked: Asked) -> None:
+            await here.send(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        server.break_next(answer)
+        assert "it sent 21 bytes that are no reply" in str(await caller.read(10, 2, timeout=TIMEOUT))
+        assert is_good(await caller.read(20, 2))
+
+    run(test, scheme)
