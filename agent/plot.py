@@ -102,14 +102,15 @@ class Rule:
 class Panel:
     """One pair of axes. shapes: later ones lie on top.
 
-    unit stands at the y axis, x_unit at the x axis ("s"). clock: x is Unix seconds and is shown as UTC. low, high:
-    fixed ends of the y axis instead of those of the data. height: of the plot area, in pixels.
+    unit stands at the y axis, x_unit at the x axis. clock: x is Unix seconds and is shown as UTC. low, high, x_ends:
+    fixed ends of the axes instead of those of the data. height: of the plot area, in pixels.
     """
 
     shapes: Sequence[Line | Band | Rule]
     title: str = ""
     unit: str = ""
     x_unit: str = "s"
+    x_ends: tuple[float, float] | None = None
     clock: bool = False
     low: float | None = None
     high: float | None = None
@@ -325,7 +326,7 @@ def _ranges(panel: Panel) -> tuple[Point, Point]:
     air = 0.04 * (y_most - y_least)
     low = y_least - air if panel.low is None else panel.low
     high = y_most + air if panel.high is None else panel.high
-    return _apart(x_least, x_most), _apart(low, high)
+    return _apart(*(panel.x_ends or (x_least, x_most))), _apart(low, high)
 
 
 def _widened(values: Numbers, least: float, most: float) -> Point:

@@ -118,6 +118,14 @@ def test_clock_ticks_are_round_moments_of_utc(seconds: int, wanted: set[str]) ->
     assert "UTC, from 2026-07-01" in shown
 
 
+def test_the_ends_of_an_axis_can_be_fixed() -> None:
+    text = chart([Panel([Line([4, 6], [1, 2])], x_ends=(0.0, 10.0), low=0.0, high=4.0)])
+    first, last = re.findall(r"([\d.]+) ([\d.]+)", paths(text, "l0")[0])
+    assert float(last[0]) - float(first[0]) == pytest.approx((900 - 14 - 14 - 3 * 6.4) / 5, abs=15.0)
+    assert float(first[1]) - float(last[1]) == pytest.approx(40.0, abs=0.2)
+    assert {"0", "10"} <= set(words(text))
+
+
 def test_a_long_legend_goes_on_in_the_next_row() -> None:
     lines = [Line([0, 1], [0, 1], f"a rather long name {n}", colour=n % 6) for n in range(12)]
     svg = ET.fromstring(chart([Panel(lines)], width=400))

@@ -16,6 +16,7 @@ from agent.cli.fault import Failure
 
 if TYPE_CHECKING:
     from agent.config.types import Config
+    from agent.predict.calibrate import Labelled
     from agent.predict.curves import Curves
     from agent.predict.replay import Floats, Replay, Result, Sample
 
@@ -40,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plot", metavar="OUT.svg", type=Path, help="draw values, forecasts and health of each tag"
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="LABELS.csv",
+        type=Path,
+        help="fit the health score to known faults: rows of time and 0 or 1, or of start,end",
     )
     parser.add_argument(
         "--horizon", metavar="1,5,20", type=_horizon, help="steps ahead, instead of the configured ones"
@@ -68,25 +75,34 @@ def main(args: argparse.Namespace) -> int:
     from agent.predict.replay import BadRow, Reader, Replay
 
     config = load_or_fail(args.config)
+    labelled = _labelled(args.labels) if args.labels else None
     try:
         with args.data.open(encoding="utf-8-sig", newline="") as file:
             replay = Replay(config, Reader(file, lenient=args.lenient, say=_say), horizon=args.horizon)
             for note in replay.result.notes:
                 _say(note)
             curves = _curves(replay, config) if args.plot else None
-            result = _run(replay, args.out, [curves.add] if curves else [])
+            result = _run(replay, args.out, [one.add for one in (curves, labelled) if one])
     except BadRow as error:
         raise Failure(
             f"{args.data}: {error}" + ("" if args.lenient else " (--lenient skips bad rows)")
         ) from None
     except UnicodeDecodeError:
         raise Failure(f"{args.data}: this is no UTF-8 text") from None
+    fits, unfit = labelled.fits() if labelled else ({}, {})
+    for name, why in unfit.items():
+        _say(f"{name}: {why}")
     if args.json:
-        print(json.dumps(result.body()))
+        more = {"calibrate": {name: fit.body() for name, fit in fits.items()}} if labelled else {}
+        print(json.dumps(result.body() | more))
     else:
         _table(result.body())
         for event in result.events:
             print(f"{event.state} at {event.t:.0f} s: {event.text}")
+        if fits:
+            from agent.predict.calibrate import lines
+
+            print(*lines(fits), sep="\n")
     if curves:
         _draw(curves, replay, args)
     return 0
@@ -106,6 +122,19 @@ def _run(replay: Replay, out: Path | None, takers: list[Take]) -> Result:
                 taker(sample, one, foretold)
 
         return replay.run(take if takers else None)
+
+
+def _labelled(path: Path) -> Labelled:
+    from agent.predict.calibrate import Labelled, read
+    from agent.predict.replay import BadRow
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return Labelled(read(file))
+    except BadRow as error:
+        raise Failure(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise Failure(f"{path}: this is no UTF-8 text") from None
 
 
 def _curves(replay: Replay, config: Config) -> Curves:

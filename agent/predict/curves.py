@@ -151,7 +151,10 @@ class Curves:
             Rule(t, "" if i else f"alarms of {device}", 4, upright=True)
             for i, t in enumerate(raised[:ALARMS])
         ]
-        return Panel(shapes, title=f"{name}: health", clock=self._clock, low=0.0, high=1.0, height=70.0)
+        ends = (float(self._t[0, 0]), float(self._t[self._used - 1, 1])) if self._used else None
+        return Panel(
+            shapes, title=f"{name}: health", x_ends=ends, clock=self._clock, low=0.0, high=1.0, height=70.0
+        )
 
 
 def _joined(xs: list[float], ys: list[float], period: float) -> tuple[list[float], list[float]]:

@@ -144,6 +144,16 @@ class Health:
         """Each tag's own score, shape (n,); NaN where there is none."""
         return _score(self._logit)
 
+    def z(self) -> dict[str, float]:
+        """Each device's largest z, which `calibrate` turns into its anomaly; NaN where no tag has one at present."""
+        known = np.isfinite(self._logit)
+        return {
+            device.name: float(np.max(self._z[device.slots][known[device.slots]], initial=-np.inf))
+            if known[device.slots].any()
+            else math.nan
+            for device in self._devices
+        }
+
     def relearn(self, device: str) -> bool:
         """Forgets a device's reference and starts its commissioning anew; False when there is no such device."""
         found = [one for one in self._devices if one.name == device]
