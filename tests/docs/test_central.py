@@ -7,15 +7,22 @@ import os
 import ssl
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.cloud.commands import Refused, judge, open_envelope, to_ask
+from agent.cloud.payload import Stamp, flat_body
+from agent.cloud.topics import Topics
+from agent.config.types import CommandsConfig
 from tests.brokers import PROGRAM, free_port, needs_mosquitto, wait_for_port
+from tests.cloud.harness import make_config
 from tests.docs.documents import block
 
 pytestmark = [pytest.mark.process, needs_mosquitto]
@@ -176,3 +183,67 @@ def test_without_a_certificate_nobody_comes_in(pki: Path, ports: tuple[int, int]
             while client.loop(timeout=0.1) == paho.MQTT_ERR_SUCCESS and time.monotonic() < end:
                 pass
         assert connected == [] and not client.is_connected()
+
+
+def test_a_bridge_passes_readings_up_and_orders_down(tmp_path: Path) -> None:
+    plant, centre = free_port(), free_port()
+    plain = "listener {} 127.0.0.1\nallow_anonymous true\n"
+    lines = block("central.md", "# bridge to the central broker").splitlines()
+    bridge = "\n".join(
+        line for line in lines if not line.startswith(("bridge_cafile", "bridge_cert", "bridge_key"))
+    )
+    assert "address central.example:8883" in bridge
+    bridge = bridge.replace("central.example:8883", f"127.0.0.1:{centre}")
+    with running(plain.format(centre), tmp_path, centre):
+        above = connect(centre, "edgetwin/v1/#", "above")
+        with running(f"{plain.format(plant)}{bridge}\n", tmp_path, plant):
+            below = connect(plant, "edgetwin/v1/#", "below")
+            end = time.monotonic() + PATIENCE
+            while "edgetwin/v1/line4/state" not in [topic for topic, _ in above.got]:
+                below.publish("edgetwin/v1/line4/state", retain=True)  # again until the bridge stands
+                assert time.monotonic() < end
+            for topic in OWN:
+                if not topic.startswith(("flat", "forecast")):  # for those who look at the plant's broker
+                    below.publish(f"edgetwin/v1/line4/{topic}")
+                    above.wait_for(f"edgetwin/v1/line4/{topic}")
+            above.publish("edgetwin/v1/line4/desired", retain=True)
+            above.publish("edgetwin/v1/line4/cmd/write")
+            below.wait_for("edgetwin/v1/line4/desired")
+            below.wait_for("edgetwin/v1/line4/cmd/write")
+            below.publish("edgetwin/v1/line4/resp/last")
+            above.wait_for("edgetwin/v1/line4/resp/last")
+            for party in (above, below):  # once each: nothing goes round in circles
+                assert [topic for topic, _ in party.got].count("edgetwin/v1/line4/cmd/write") == 1
+
+
+def test_the_signed_command_is_taken() -> None:
+    names: dict[str, Any] = {}
+    exec(block("central.md", "import hashlib, hmac, json"), names)
+    key, topic, body = names["key"].encode(), names["topic"], names["body"].encode()
+    inner = open_envelope(topic, body, key)
+    command = judge(
+        Topics("edgetwin", "line4").operation(topic) or "",
+        inner,
+        retained=False,
+        config=CommandsConfig(enabled=True),
+        now_ms=inner["ts"] + 1000,
+        synced=True,
+    )
+    ask = to_ask(command, make_config("mqtt://127.0.0.1"), 0.0)
+    assert (ask.key, ask.value, ask.by) == (("press1", "target"), 185, "mes")
+    with pytest.raises(Refused, match="wrong signature"):
+        open_envelope(topic.replace("line4", "line5"), body, key)
+    shell = block("central.md", "openssl dgst -sha256 -hmac")
+    environment = {**os.environ, **{name: names[name] for name in ("topic", "p", "key")}}
+    said = subprocess.run(["bash", "-c", shell], env=environment, check=True, capture_output=True, text=True)
+    assert said.stdout.split()[0] == names["sig"]
+
+
+def test_telegraf_is_told_of_keys_that_the_flat_body_has() -> None:
+    config = tomllib.loads(block("central.md", "inputs.mqtt_consumer"))["inputs"]["mqtt_consumer"][0]
+    body = flat_body(Stamp("0badcafe", round), [], t=1.0, seq=1)
+    assert body[config["json_time_key"]] == 1
+    assert "v" in config["fieldexclude"]
+    parsing = config["topic_parsing"][0]
+    names = dict(zip(parsing["tags"].split("/"), Topics("edgetwin", "line4").of("flat", "press1").split("/")))
+    assert (names["gateway"], names["device"]) == ("line4", "press1")
