@@ -208,6 +208,24 @@ def test_the_pause_after_connecting_is_kept() -> None:
     asyncio.run(test())
 
 
+def test_lines_that_are_closed_leave_no_socket() -> None:
+    """As a reload does: the old line ends, a new one begins; also while an answer is waited for."""
+
+    async def test() -> None:
+        server = await FaultServer(silent_units={2}).start()
+        for number in range(20):
+            unit = 1 + number % 2
+            site = Site(url_of(server), {"a": unit}, [request("a", unit, every=0.05)], timeout=5.0)
+            before = len(server.asked)
+            async with site.running():
+                while len(server.asked) == before:
+                    await asyncio.sleep(0.002)
+        assert (server.connections, server.most_live) == (20, 1)
+        await server.stop()
+
+    asyncio.run(test())
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 def test_modbus_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"

@@ -5,10 +5,12 @@ Here stand those that no other file shows.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +21,32 @@ from tests.modbus.faults import BOTH, ON_RTU, ON_TCP
 from tests.modbus.faultserver import Asked, Conversation, FaultServer
 from tests.modbus.test_link import LONG, TIMEOUT, Caller, is_good, run
 
+ROOT = Path(__file__).parents[2]
+TRAPS, COMPLAINTS = 29, 51
 LATER = 0.12
 """Seconds; longer than TIMEOUT, short enough for a test."""
+
+
+def _rows() -> list[tuple[list[str], list[str]]]:
+    """(numbers, tests) of each row of the table."""
+    lines = (ROOT / "docs" / "modbus-traps.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|") for line in lines if re.match(r"\| (T?\d+(, )?)+\. ", line)]
+    return [(re.findall(r"T?\d+", row[1].split(".")[0]), re.findall(r"`([^`]+)`", row[3])) for row in cells]
+
+
+def test_the_table_has_every_row_once() -> None:
+    numbers = [number for row, _ in _rows() for number in row]
+    want = [f"T{n}" for n in range(1, TRAPS + 1)] + [str(n) for n in range(1, COMPLAINTS + 1)]
+    assert sorted(numbers) == sorted(want)
+
+
+@pytest.mark.parametrize(("row", "tests"), _rows(), ids=lambda cell: cell[0])
+def test_the_tests_that_the_table_names_are_there(row: list[str], tests: list[str]) -> None:
+    assert tests
+    for name in tests:
+        file, function = name.split("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "rtu+tcp"])

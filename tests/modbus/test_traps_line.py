@@ -62,6 +62,25 @@ def test_a_timeout_of_one_unit_throws_no_request_of_another_away() -> None:
     in_virtual_time(test)
 
 
+def test_a_write_to_a_dead_unit_holds_nobody_up() -> None:
+    async def test(clock: LoopClock) -> None:
+        units = [device("dead", 2, timeout=0.5), device("good", 3)]
+        plant = Plant(clock, units, [request("dead", 2), request("good", 3, every=0.1)])
+        plant.link.delay[2] = None
+        async with plant.running():
+            await asyncio.sleep(10.0)
+            before, asked = len(plant.scans_of("good")), clock.mono()
+            for value in range(20):
+                with pytest.raises(LinkFault):
+                    await plant.line.write("dead", write(2, 7, value), deadline=clock.mono() + 3.0)
+            assert clock.mono() - asked < 61.0
+        late = [scan.started - scan.due for scan in plant.scans_of("good")[before:]]
+        assert len(late) > 15
+        assert max(late) < 0.01
+
+    in_virtual_time(test)
+
+
 def test_what_waits_fails_at_once_when_the_connection_is_lost() -> None:
     async def test(clock: LoopClock) -> None:
         plant = Plant(clock, [device("a", 1, timeout=10.0)], [request("a", 1)])
