@@ -36,6 +36,8 @@ class Study:
     halves: dict[Request, tuple[Request, ...]] = field(default_factory=dict)
     good: list[Request] = field(default_factory=list)
     refused: list[Request] = field(default_factory=list)  # of one tag each
+    silent: set[Request] = field(default_factory=set)  # those that were not refused but not answered
+    wary: bool = False  # the device keeps silent at some: a silence is to be made sure of
     search: tuple[Request, int, int] | None = (
         None  # (a refused request, a length that was read, one that was refused)
     )
@@ -58,8 +60,10 @@ class Study:
                 self.queue.clear()  # what else there is shows when shorter requests are planned
                 return
 
-    def was_refused(self, request: Request, device: Device) -> None:
-        """`request` was refused: it is halved, or is one tag and has to be given up."""
+    def was_refused(self, request: Request, device: Device, *, silent: bool = False) -> None:
+        """`request` was refused (or not answered): it is halved, or is one tag and has to be given up."""
+        if silent:
+            self.silent.add(request)
         if self.search is not None:
             self.search = (self.search[0], self.search[1], request.count)
             return
@@ -83,13 +87,16 @@ class Study:
     def _all_good(self, parts: tuple[Request, ...]) -> bool:
         return all(part in self.good for part in parts)
 
-    def illegal(self) -> list[tuple[int, int]]:
-        """Spans that no request may touch: refused tags, and holes between what can be read."""
-        spans = [(request.address, request.address + request.count) for request in self.refused]
-        for parts in self.halves.values():
+    def illegal(self) -> list[tuple[Span, bool]]:
+        """Spans that no request may touch: refused tags, and holes between what can be read; True: it keeps silent."""
+        spans = [
+            ((request.address, request.address + request.count), request in self.silent)
+            for request in self.refused
+        ]
+        for node, parts in self.halves.items():
             hole = _hole(parts)
             if hole is not None and self._all_good(parts):
-                spans.append(hole)
+                spans.append((hole, node in self.silent))
         return spans
 
 
@@ -110,14 +117,36 @@ class Learner:
         self._retry_wait = FIRST_RETRY
         self._not_before = 0.0
 
-    def refused(self, request: Request, now: float) -> None:
-        """A planned request was refused with exception 1, 2 or 3."""
+    def refused(self, request: Request, now: float, *, silent: bool = False) -> None:
+        """A planned request was refused with exception 1, 2 or 3, or (`silent`) is for certain not answered."""
         if self._study is not None or now < self._not_before or self.is_refused(request):
             return
         parts = split(request, self.device)
-        self._study = Study(request, deque(parts))
+        self._study = Study(request, deque(parts), wary=silent, silent={request} if silent else set())
         if len(parts) > 1:
             self._study.halves[request] = parts
+
+    @property
+    def studying(self) -> bool:
+        """True while a request is under examination."""
+        return self._study is not None
+
+    @property
+    def wary(self) -> bool:
+        """True when a silence at what `next` gives is to be made sure of by signs of life."""
+        if self._study is not None:
+            return self._study.wary
+        tag = self.device.tags[min(self.learnt.refused)] if self.learnt.refused else None
+        return tag is not None and (tag.table, (tag.address, tag.address + tag.count)) in self.learnt.silent
+
+    def beware(self) -> None:
+        """A request of the study was not answered."""
+        if self._study is not None:
+            self._study.wary = True
+
+    def drop(self) -> None:
+        """Ends the study without a result: the device is not what it was."""
+        self._study = None
 
     def is_refused(self, request: Request) -> bool:
         """True for the request of a tag that the device is known to refuse: it is tried seldom, not at its turn."""
@@ -137,8 +166,11 @@ class Learner:
             return request_for(self.device, (min(self.learnt.refused),))
         return None
 
-    def told(self, request: Request, ok: bool, now: float) -> bool:
-        """`request`, which `next` gave, was answered or refused. True when `learnt` has changed."""
+    def told(self, request: Request, ok: bool, now: float, *, silent: bool = False) -> bool:
+        """`request`, which `next` gave, was answered or refused (`silent`: for certain not answered).
+
+        True when `learnt` has changed.
+        """
         if self._study is None:
             return self._told_retry(request, ok, now)
         study = self._study
@@ -147,7 +179,7 @@ class Learner:
         if ok:
             study.answered(request)
         else:
-            study.was_refused(request, self.device)
+            study.was_refused(request, self.device, silent=silent)
         if study.next() is not None:
             return False
         self._study = None
@@ -163,6 +195,7 @@ class Learner:
             self.learnt,
             refused=self.learnt.refused.difference(request.tags),
             illegal=tuple(one for one in self.learnt.illegal if one != (request.table, span)),
+            silent=tuple(one for one in self.learnt.silent if one != (request.table, span)),
         )
         self._retry_at = now
         return True
@@ -172,14 +205,23 @@ class Learner:
         if refused == set(self.device.tags):
             self._not_before = now + WHOLLY_REFUSED
             return False
-        illegal = {*self.learnt.illegal, *((study.root.table, span) for span in study.illegal())}
+        found = study.illegal()
+        table = study.root.table
+        illegal = {*self.learnt.illegal, *((table, span) for span, _ in found)}
+        silent = {*self.learnt.silent, *((table, span) for span, one in found if one)}
         longest = self.learnt.longest
         if study.search is not None:
             widest = max(
                 (tag.count for name, tag in self.device.tags.items() if name not in refused), default=1
             )
             longest = max(min(longest or study.search[1], study.search[1]), widest)
-        learnt = Learnt(tuple(sorted(illegal)), frozenset(refused), longest, self.learnt.trusted)
+        learnt = dataclasses.replace(
+            self.learnt,
+            illegal=tuple(sorted(illegal)),
+            refused=frozenset(refused),
+            longest=longest,
+            silent=tuple(sorted(silent)),
+        )
         if learnt == self.learnt:
             self._not_before = now + WHOLLY_REFUSED
             return False
@@ -189,10 +231,11 @@ class Learner:
         self.learnt = learnt
         return True
 
-    def avoid(self, table: Table, span: Span) -> None:
-        """What stands behind a hole is wrong when it is read across it: no request may bridge it any more."""
+    def avoid(self, table: Table, span: Span, *, silent: bool = False) -> None:
+        """Nothing (`silent`), or what is wrong, comes across a hole: no request may bridge it any more."""
         illegal = tuple(sorted({*self.learnt.illegal, (table, span)}))
-        self.learnt = dataclasses.replace(self.learnt, illegal=illegal)
+        kept = {*self.learnt.silent, (table, span)} if silent else self.learnt.silent
+        self.learnt = dataclasses.replace(self.learnt, illegal=illegal, silent=tuple(sorted(kept)))
 
     def trust(self, table: Table, span: Span) -> None:
         """What stands behind a hole comes as it is when it is read across it: requests may bridge it."""
@@ -206,6 +249,10 @@ class Learner:
     def goal(self) -> tuple[Request, ...]:
         """The requests that would read it if every hole in them were proven."""
         return plan_device(self.device, self.learnt)
+
+    def how(self, table: Table, span: Span) -> str:
+        """How the device takes a read of an illegal span, in words."""
+        return "keeps silent at" if (table, span) in self.learnt.silent else "refuses"
 
     def as_yaml(self) -> list[str]:
         """What was learnt as lines for the device's block of the configuration, tags that it refuses as comments."""
@@ -225,6 +272,7 @@ class Learner:
         if holes:
             lines.append(f"avoid: [{', '.join(holes)}]")
         lines += [
-            f"# {name}: the device refuses {table} {first}" for (table, (first, _)), name in refused.items()
+            f"# {name}: the device {self.how(table, span)} {table} {span[0]}"
+            for (table, span), name in refused.items()
         ]
         return lines

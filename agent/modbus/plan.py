@@ -60,12 +60,14 @@ class Learnt:
     illegal: spans per table that no request may touch, unless a tag lies there that was not refused itself;
     refused: tags that are read alone and seldom; longest: registers per request, 0 where the limit of the
     configuration holds. trusted: holes across which values were seen to come as they are without them.
+    silent: those of `illegal` that the device does not even refuse: it does not answer.
     """
 
     illegal: tuple[tuple[Table, Span], ...] = ()
     refused: frozenset[str] = frozenset()
     longest: int = 0
     trusted: tuple[tuple[Table, Span], ...] = ()
+    silent: tuple[tuple[Table, Span], ...] = ()
 
 
 NOTHING_LEARNT = Learnt()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.config.types import Config, Device
-from agent.modbus.plan import Learnt
+from agent.config.types import Config, Device, Table
+from agent.modbus.plan import Learnt, Span
 from agent.statefile import read_or_set_aside, write_atomic
 from agent.twin.counter import Counter
 from agent.twin.records import Key
@@ -82,14 +82,19 @@ def load_learnt(config: Config, saved: Mapping[str, Any]) -> dict[str, Learnt]:
             continue
         try:
             learnt[name] = Learnt(
-                illegal=tuple((table, (int(first), int(after))) for table, (first, after) in one["illegal"]),
+                illegal=_spans(one["illegal"]),
                 refused=frozenset(one["refused"]) & device.tags.keys(),
                 longest=int(one["longest"]),
-                trusted=tuple((table, (int(first), int(after))) for table, (first, after) in one["trusted"]),
+                trusted=_spans(one["trusted"]),
+                silent=_spans(one.get("silent", ())),
             )
         except (KeyError, TypeError, ValueError):
             log.warning("what was learnt of %s cannot be read; it is learnt anew", name)
     return learnt
+
+
+def _spans(saved: Iterable[Any]) -> tuple[tuple[Table, Span], ...]:
+    return tuple((table, (int(first), int(after))) for table, (first, after) in saved)
 
 
 def dump_learnt(config: Config, learnt: Mapping[str, Learnt]) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def dump_learnt(config: Config, learnt: Mapping[str, Learnt]) -> dict[str, Any]:
             "refused": sorted(one.refused),
             "longest": one.longest,
             "trusted": [[table, list(span)] for table, span in one.trusted],
+            "silent": [[table, list(span)] for table, span in one.silent],
         }
         for name, one in learnt.items()
     }

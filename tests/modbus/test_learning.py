@@ -197,3 +197,27 @@ def test_learning_waits_for_spare_time() -> None:
         assert made.told("address_refused") == ["raised"]
 
     in_virtual_time(test)
+
+
+def test_what_is_not_even_refused_is_remembered_as_silent() -> None:
+    learner = Learner(device(*range(100, 110), 120))
+    (request,) = [one for one in learner.goal() if one.address == 100 and one.count == 21]
+    learner.refused(request, 0.0, silent=True)
+    assert learner.wary
+    while learner.studying:
+        node = learner.next(0.0)
+        assert node is not None
+        hit = {104, 115}.intersection(range(node.address, node.address + node.count))
+        learner.told(node, not hit, 0.0, silent=bool(hit))
+    assert learner.learnt.refused == {"t104"}
+    hole = ("holding", (110, 120))
+    assert learner.learnt.silent == learner.learnt.illegal == (("holding", (104, 105)), hole)
+    assert learner.as_yaml() == [
+        "avoid: [holding 110-119]",
+        "# t104: the device keeps silent at holding 104",
+    ]
+    assert learner.wary  # at the next try too
+    again = learner.next(3600.0)
+    assert again is not None and again.tags == ("t104",)
+    learner.told(again, True, 3600.0)
+    assert learner.learnt.silent == learner.learnt.illegal == (hole,)
