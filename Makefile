@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
 
-.PHONY: demo test lint types check lock clean
+.PHONY: demo test soak lint types check lock clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The tests of outages in their long form: minutes instead of seconds.
+soak: $(STAMP)
+	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,6 +15,10 @@ SPILL_AFTER = 5.0
 MEMORY_BOUND = 16 << 20
 """Bytes of batches in memory; above it they go to disk at once."""
 ACK_EVERY = 1.0
+KEPT_AFTER = 0.5
+"""Of `outbox.batch`: what the broker has not acknowledged by then is put on disk too, whatever the link seems to be, so
+that a kill costs one `outbox.batch` at most. A link that works acknowledges long before."""
+TRIED_EVERY = 1.0
 PAGE = 16
 """Batches read from disk at a time."""
 
@@ -23,10 +27,14 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class Waiting:
-    """A batch in memory. `live`: closed while the link was up and never sent, so it belongs on `data`."""
+    """A batch in memory. `live`: closed while the link was up and never sent, so it belongs on `data`.
+
+    `since`: monotonic time at which it was closed.
+    """
 
     batch: Batch
     live: bool
+    since: float
     on_disk: bool = False
     sent: bool = False
 
@@ -42,6 +50,7 @@ class Store:
     _acked: set[Key] = field(default_factory=set)
     _last_ack: float = 0.0
     _last_spill: float = 0.0
+    _next_keep: float = 0.0
     _page: list[tuple[int, Batch]] = field(default_factory=list)
     _beyond: int = 0
     _disk_inflight: dict[Key, int] = field(default_factory=dict)
@@ -54,13 +63,13 @@ class Store:
         """True where each batch goes to disk before it is sent: `durable`, or `keep` for a resend."""
         return self.config.durable or self.config.keep > 0
 
-    def add(self, batches: Sequence[Batch], *, online: bool) -> None:
+    def add(self, batches: Sequence[Batch], *, online: bool, now: float) -> None:
         """Takes batches that were closed together."""
         on_disk = self.commits_first and self.outbox.spill(batches)
         if on_disk and not online:
             return  # they come back from disk
         for batch in batches:
-            self.memory[(batch.device, batch.seq)] = Waiting(batch, live=online, on_disk=on_disk)
+            self.memory[(batch.device, batch.seq)] = Waiting(batch, live=online, since=now, on_disk=on_disk)
             self._bytes += len(batch.body)
         if self._bytes > MEMORY_BOUND:
             self.spill()
@@ -78,6 +87,7 @@ class Store:
         if self.outbox.spill(one.batch for one in chosen if not one.on_disk):
             for one in chosen:
                 self._forget((one.batch.device, one.batch.seq))
+            self._from_the_oldest()  # some may have been on disk already, and have been passed over
             return
         for key, one in list(self.memory.items()):
             if self._bytes <= MEMORY_BOUND:
@@ -87,6 +97,23 @@ class Store:
                 if not one.on_disk:
                     self.outbox.lost(*key, "memory")
 
+    def _keep_late(self, now: float) -> None:
+        """Puts on disk what should have been acknowledged by now; it stays in memory as well."""
+        late = now - KEPT_AFTER * self.config.batch
+        rest = [one for one in self.memory.values() if not one.on_disk]
+        if now < self._next_keep or not rest or min(one.since for one in rest) > late:
+            return
+        self._next_keep = now + TRIED_EVERY
+        if self.outbox.spill(one.batch for one in rest):
+            self._next_keep = now
+            for one in rest:
+                one.on_disk = True
+
+    def _from_the_oldest(self) -> None:
+        """Reads what lies on disk from the beginning again."""
+        self._page.clear()
+        self._beyond = 0
+
     def disconnected(self, now: float) -> None:
         """The link is gone: what was under way is sent again, under the same number, as backfill."""
         self.flush_acks(now)  # or what was just acknowledged would be read from disk once more
@@ -95,8 +122,7 @@ class Store:
             one.sent = False
             one.live = False
         self._disk_inflight.clear()
-        self._page.clear()
-        self._beyond = 0
+        self._from_the_oldest()
 
     def next_memory(self) -> Waiting | None:
         """The oldest batch in memory that is not under way, nor held."""
@@ -184,13 +210,13 @@ class Store:
         elif self._held and now - self._last_spill >= self.config.batch:
             self._last_spill = now
             self.spill(self._held)
+        self._keep_late(now)
         over = [device for device, until in self._held.items() if now >= until]
         for device in over:
             del self._held[device]
         if over:
             self.flush_acks(now)
-            self._page.clear()
-            self._beyond = 0
+            self._from_the_oldest()
 
     def flush_acks(self, now: float) -> None:
         acked, self._acked = self._acked, set()

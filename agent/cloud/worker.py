@@ -311,7 +311,7 @@ class Cloud:
         if batches and self._journal is not None:
             self._journal.note(self._outbox.stream, batches)
         if batches:
-            self._store.add(batches, online=self._uplink.online)
+            self._store.add(batches, online=self._uplink.online, now=now)
 
     def _make_batch(self, device: str, seq: int, rows: list[Row], now: float) -> Batch:
         stamp = self._stamp()

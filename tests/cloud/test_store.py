@@ -1,0 +1,64 @@
+"""Which batches a kill can cost: those that are in memory alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.cloud.store import KEPT_AFTER, Store, Waiting
+from tests.cloud.outboxes import batch, make, waiting
+
+SPAN = 20.0
+LATE = KEPT_AFTER * SPAN
+
+
+def store(folder: Path) -> Store:
+    outbox = make(folder, batch=SPAN)
+    return Store(outbox, outbox._config)
+
+
+def sent(store: Store) -> Waiting:
+    one = store.next_memory()
+    assert one is not None
+    one.sent = True
+    return one
+
+
+def test_what_the_broker_does_not_acknowledge_goes_to_disk_while_it_is_under_way(tmp_path: Path) -> None:
+    memory = store(tmp_path)
+    for now in (0.0, 1.0):
+        memory.add([batch(memory.outbox)], online=True, now=now)
+    sent(memory)
+    memory.tick(LATE - 0.1, offline_for=0.0)
+    assert waiting(memory.outbox) == []
+    memory.tick(LATE, offline_for=0.0)
+    assert waiting(memory.outbox) == [1, 2]
+    assert memory.next_disk(LATE) is None, "they are sent from memory"
+    assert sent(memory).live, "and as live data"
+    memory.acked(("a", 1))
+    memory.acked(("a", 2))
+    memory.flush_acks(LATE)
+    assert waiting(memory.outbox) == [] and not memory.memory
+
+
+def test_nothing_is_written_while_the_broker_acknowledges(tmp_path: Path) -> None:
+    memory = store(tmp_path)
+    for now in range(100):
+        memory.add([batch(memory.outbox)], online=True, now=float(now))
+        sent(memory)
+        memory.acked(("a", now + 1))
+        memory.tick(float(now), offline_for=0.0)
+        assert memory.outbox.waiting == 0
+
+
+def test_what_leaves_memory_while_the_link_is_up_is_still_sent(tmp_path: Path) -> None:
+    """Batches behind it were sent from disk already: it lies before where reading the disk goes on."""
+    memory = store(tmp_path)
+    memory.add([batch(memory.outbox)], online=True, now=0.0)
+    memory.tick(LATE, offline_for=0.0)
+    assert memory.outbox.spill([batch(memory.outbox)])
+    one = memory.next_disk(LATE)
+    assert one is not None and one.seq == 2
+    memory.spill()
+    one = memory.next_disk(LATE)
+    assert one is not None and one.seq == 1
+    assert memory.next_disk(LATE) is None
