@@ -198,6 +198,10 @@ class TcpProxy:
         self._server.close()
         self.cut()
 
+    def greet(self, near: socket.socket) -> socket.socket:
+        """What a connection becomes before anything is passed on. Raises OSError for one that is not wanted."""
+        return near
+
     def _accept(self) -> None:
         while not self._closed:
             try:
@@ -208,6 +212,7 @@ class TcpProxy:
             try:
                 if self._refusing:
                     raise ConnectionRefusedError
+                near = self.greet(near)
                 far = socket.create_connection(("127.0.0.1", self.target), timeout=5.0)
                 far.settimeout(None)
             except OSError:

@@ -3,8 +3,9 @@
 import pytest
 
 from tests.brokers import mosquitto
+from tests.cloud.transports import pki
 
-__all__ = ["mosquitto", "spills_soon"]
+__all__ = ["mosquitto", "pki", "spills_soon"]
 
 
 @pytest.fixture

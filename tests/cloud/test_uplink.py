@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iotcore import Broker
 
 from agent.cloud import uplink as module
 from agent.cloud.reasons import words
 from agent.cloud.uplink import Acked, Connected, Disconnected, Message, Uplink
 from agent.config.types import MqttConfig, Secret
 from agent.runtime.clock import Clock, FakeClock, SystemClock
-from tests.brokers import Mosquitto, free_port, needs_mosquitto, wait_for_port
+from tests.brokers import Mosquitto, free_port, needs_mosquitto
 from tests.cloud.harness import Agent, Ear, make_config, wait_until
+from tests.cloud.transports import TlsFront, rumqttd, tls_broker
 
 WILL = ("edgetwin/v1/line4/state", b"{}")
 
@@ -66,60 +66,6 @@ class Link:
 
     def __exit__(self, *_: object) -> None:
         self.uplink.close(politely=True)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, a server's and a client's certificate, and ones that are wrong in one thing each."""
-    folder = tmp_path_factory.mktemp("pki")
-
-    def openssl(*args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
-
-    def make(
-        name: str, *, subject: str, ca: str | None = None, san: str = "IP:127.0.0.1", days: str = "2"
-    ) -> None:
-        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
-        if ca is None:
-            openssl(
-                "req",
-                "-x509",
-                "-new",
-                "-key",
-                f"{name}.key",
-                "-subj",
-                subject,
-                "-days",
-                "2",
-                "-out",
-                f"{name}.pem",
-            )
-            return
-        openssl("req", "-new", "-key", f"{name}.key", "-subj", subject, "-out", f"{name}.csr")
-        (folder / "ext").write_text(f"subjectAltName={san}\n")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial",
-                "-days", days, "-extfile", "ext", "-out", f"{name}.pem")  # fmt: skip
-
-    make("ca", subject="/CN=plant")
-    make("other", subject="/CN=somebody else")
-    make("server", subject="/CN=broker", ca="ca")
-    make("stranger", subject="/CN=broker", ca="ca", san="DNS:elsewhere.example")
-    make("expired", subject="/CN=broker", ca="ca", days="-1")
-    make("client", subject="/CN=line4", ca="ca")
-    return folder
-
-
-def tls_broker(folder: Path, pki: Path, *, server: str = "server", client: bool = False) -> Mosquitto:
-    listener = "\n".join(
-        [
-            "listener {port} 127.0.0.1",
-            f"cafile {pki / 'ca.pem'}",
-            f"certfile {pki / server}.pem",
-            f"keyfile {pki / server}.key",
-            f"require_certificate {'true' if client else 'false'}",
-        ]
-    )
-    return Mosquitto(folder, listener=listener)
 
 
 def tls(broker: Mosquitto, **more: Any) -> MqttConfig:
@@ -252,6 +198,39 @@ def test_websockets(tmp_path: Path) -> None:
         link.until(Connected)
 
 
+@pytest.mark.process
+class TestSecureWebsockets:
+    """wss://, as brokers of clouds offer it at port 443: TLS ends in a front that passes the websocket on."""
+
+    @contextlib.contextmanager
+    def front(self, folder: Path, pki: Path, server: str = "server") -> Iterator[str]:
+        with (
+            rumqttd(folder, "ws") as port,
+            TlsFront(port, pki / f"{server}.pem", pki / f"{server}.key") as front,
+        ):
+            yield f"wss://127.0.0.1:{front.port}/mqtt"
+
+    def test_messages_pass_both_ways(self, tmp_path: Path, pki: Path) -> None:
+        with self.front(tmp_path, pki) as url, Link(MqttConfig(url=url, ca=pki / "ca.pem")) as link:
+            link.until(Connected)
+            body = b"x" * 15_000
+            link.uplink.publish("edgetwin/v1/line4/cmd/read", body, retain=False, token="mine")
+            wait_until(lambda: link.turn() or {Acked, Message} <= set(map(type, link.got)), "both")
+            assert Acked("mine", None) in link.got
+            assert Message("edgetwin/v1/line4/cmd/read", body, False) in link.got
+
+    @pytest.mark.parametrize(("server", "ca"), [("expired", "ca.pem"), ("server", "other.pem")])
+    def test_a_certificate_that_is_not_accepted(
+        self, tmp_path: Path, pki: Path, server: str, ca: str
+    ) -> None:
+        with (
+            self.front(tmp_path, pki, server) as url,
+            Link(MqttConfig(url=url, ca=pki / ca)) as link,
+        ):
+            assert "certificate" in link.until(Disconnected).reason
+            assert not link.uplink.online
+
+
 def test_a_broker_that_is_away_is_not_taken_for_an_old_one() -> None:
     """A port that accepts and closes (a load balancer whose broker restarts): 5 and 3.1.1 in turn, 5 in the end."""
     tried: list[int] = []
@@ -372,40 +351,5 @@ def test_reasons_are_plain_words() -> None:
     assert words(missing, "unix:///run/none.sock") == "/run/none.sock: No such file or directory"
 
 
-@contextlib.contextmanager
-def rumqttd(folder: Path, listener: str) -> Iterator[int]:
-    """A broker with one listener: v4 (MQTT 3.1.1) or ws (the same over websockets); packets of 20 kB at most."""
-    port = free_port()
-    config = folder / "broker.toml"
-    config.write_text(RUMQTTD.format(port=port, limit=20_000, listener=listener))
-    broker = Broker(port=port, config_path=str(config))
-    broker.start()
-    try:
-        wait_for_port(port)
-        yield port
-    finally:
-        broker.stop()
-
-
 def url_of(server: socket.socket) -> str:
     return f"mqtt://127.0.0.1:{server.getsockname()[1]}"
-
-
-RUMQTTD = """
-id = 0
-[router]
-id = 0
-max_connections = 100
-max_outgoing_packet_count = 200
-max_segment_size = 104857600
-max_segment_count = 10
-[{listener}.1]
-name = "{listener}"
-listen = "127.0.0.1:{port}"
-next_connection_delay_ms = 1
-    [{listener}.1.connections]
-    connection_timeout_ms = 60000
-    max_payload_size = {limit}
-    max_inflight_count = 100
-    dynamic_filters = true
-"""
