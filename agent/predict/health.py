@@ -10,9 +10,12 @@ reaches by chance. Pure: values and times are handed in.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +24,13 @@ from agent.config.types import Config, HealthConfig
 from agent.predict import columns as c
 from agent.predict.predictor import Predictor
 from agent.predict.rules import Rules
+from agent.predict.saved import StateDamaged, seal, unseal
 from agent.twin.records import Event, HealthView, Key
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+KIND, VERSION = "commissioning", 1
 RATE = 0.1  # of the smoothed parts
 SPREAD_RATE = 0.002
 CLIP = 8.0
@@ -71,7 +76,7 @@ class Health:
     """Scores of the devices that `config.health` names; where it names none, of all that have predicted tags.
 
     keys, predictor: the predicted tags and their models, in the same order. What was learnt lies in the predictor's
-    state, so it is saved and restored with the models.
+    state, so it is saved and restored with the models; `save` and `restore` are for what is not learnt yet.
     """
 
     def __init__(self, config: Config, keys: Sequence[Key], predictor: Predictor) -> None:
@@ -95,12 +100,7 @@ class Health:
         self._unseen = np.ones(len(self._keys), dtype=bool)
         self._logit = np.full(len(self._keys), np.nan)
         self._z = np.full(len(self._keys), np.nan)
-        longest = int(min(self._warmup.max(initial=1), WINDOW))
-        self._learning: _Learning | None = _Learning(
-            every=np.maximum(1, -(-self._warmup // WINDOW)),
-            kept=np.zeros(len(self._keys), dtype=np.int64),
-            window=np.empty((len(self._keys), longest, 3)),
-        )
+        self._learning: _Learning | None = self._empty()
         self._rules = Rules(config, self._keys)
 
     def update(self, slots: Ints, value: Floats, t: float) -> list[Event]:
@@ -154,26 +154,117 @@ class Health:
             for device in self._devices
         }
 
-    def relearn(self, device: str) -> bool:
-        """Forgets a device's reference and starts its commissioning anew; False when there is no such device."""
-        found = [one for one in self._devices if one.name == device]
-        for one in found:
-            self._predictor.state.health[one.slots] = np.nan
-            self._unseen[one.slots] = True
-            self._logit[one.slots] = np.nan
-            if self._learning is None:
-                window = np.empty((len(self._keys), int(min(self._warmup.max(), WINDOW)), 3))
-                every = np.maximum(1, -(-self._warmup // WINDOW))
-                self._learning = _Learning(every, np.zeros(len(self._keys), dtype=np.int64), window)
-            self._learning.kept[one.slots] = 0
-        return bool(found)
+    def relearn(self, device: str, t: float) -> list[Event] | None:
+        """Forgets a device's reference and begins its commissioning anew at time t (s); None: there is no such device.
+
+        An alarm that it had raised is cleared: it was measured by a reference that is no more.
+        """
+        one = next((one for one in self._devices if one.name == device), None)
+        if one is None:
+            return None
+        self._predictor.state.health[one.slots] = np.nan
+        self._unseen[one.slots] = True
+        self._logit[one.slots] = np.nan
+        if self._learning is None:
+            self._learning = self._empty()
+        self._learning.kept[one.slots] = 0
+        cleared = [self._turn(one, t, f"{device} is commissioned anew")] if one.raised else []
+        one.score, one.causes, one.since = None, (), None
+        return cleared
+
+    def warmup(self, device: str) -> int:
+        """Samples of each tag that a device's commissioning takes at least."""
+        return max(
+            (int(self._warmup[one.slots].max()) for one in self._devices if one.name == device), default=0
+        )
+
+    def save(self) -> bytes:
+        """Commissionings that are not finished, in an envelope; finished ones are saved with the models."""
+        tags: list[list[Any]] = []
+        rows: list[bytes] = []
+        learning, columns = self._learning, self._predictor.state.health
+        for slot in np.flatnonzero(~self._unseen & (columns[:, c.LEARNT] == 0.0)) if learning else ():
+            assert learning is not None
+            kept = int(learning.kept[slot])
+            part = learning.window[slot, : min(kept, learning.window.shape[1])]
+            tags.append(
+                [*self._keys[slot], int(self._warmup[slot]), columns[slot, c.SAMPLES], kept, len(part)]
+            )
+            rows.append(np.ascontiguousarray(part).tobytes())
+        head = json.dumps({"longest": self._longest(), "tags": tags}).encode()
+        return seal(KIND, VERSION, struct.pack("<I", len(head)) + head + b"".join(rows))
+
+    def restore(self, data: bytes) -> int:
+        """Goes on with the commissionings of `save`, of tags whose models were restored; returns how many.
+
+        A tag whose model is not as old as its commissioning, or whose warm-up changed, begins anew. Raises
+        StateDamaged.
+        """
+        payload = unseal(KIND, VERSION, data)
+        found = 0
+        try:
+            (length,) = struct.unpack_from("<I", payload)
+            head = json.loads(payload[4 : 4 + length])
+            at = 4 + length
+            for device, tag, warmup, samples, kept, count in head["tags"]:
+                part = np.frombuffer(payload, dtype="<f8", count=3 * count, offset=at).reshape(count, 3)
+                at += 24 * count
+                if head["longest"] == self._longest():
+                    found += self._resume((device, tag), warmup, samples, kept, part)
+        except (ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+            raise StateDamaged(
+                f"it does not hold commissionings as this version writes them ({error})"
+            ) from None
+        return found
+
+    def _resume(self, key: Key, warmup: int, samples: float, kept: int, part: Floats) -> bool:
+        slot = self._keys.index(key) if key in self._keys else -1
+        learning = self._learning
+        if slot < 0 or learning is None or self._warmup[slot] != warmup:
+            return False
+        if self._predictor.state.health[slot, [c.SAMPLES, c.LEARNT]].tolist() != [samples, 0.0]:
+            return False
+        learning.window[slot, : len(part)] = part
+        learning.kept[slot] = kept
+        self._unseen[slot] = False
+        return True
+
+    def _longest(self) -> int:
+        return int(min(self._warmup.max(initial=1), WINDOW))
+
+    def _empty(self) -> _Learning:
+        return _Learning(
+            every=np.maximum(1, -(-self._warmup // WINDOW)),
+            kept=np.zeros(len(self._keys), dtype=np.int64),
+            window=np.empty((len(self._keys), self._longest(), 3)),
+        )
+
+    def go_on(self, before: Health, devices: Collection[str]) -> None:
+        """Alarms stay raised, and scores stand, of the devices that are watched as in one before this one.
+
+        Commissionings go on where their models do.
+        """
+        self.restore(before.save())
+        known = {one.name: one for one in before._devices if one.name in devices}
+        for device in self._devices:
+            old = known.get(device.name)
+            if old is not None:
+                device.score, device.causes = old.score, old.causes
+                device.since, device.raised = old.since, old.raised
+        slots = {key: slot for slot, key in enumerate(before._keys)}
+        pairs = [
+            (slot, slots[key]) for slot, key in enumerate(self._keys) if key in slots and key[0] in devices
+        ]
+        here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        self._logit[here], self._z[here] = before._logit[there], before._z[there]
+        self._rules.go_on(before._rules, here, there)
 
     def _begin(self, columns: Floats, slots: Ints, value: Floats) -> None:
         """The first sample of each tag in this process: goes on where it was learnt, else starts its commissioning."""
         new = self._unseen[slots]
         if new.any():
             self._unseen[slots] = False
-            new &= columns[slots, c.LEARNT] != 1.0  # half a commissioning is not saved
+            new &= columns[slots, c.LEARNT] != 1.0
             columns[slots[new]] = 0.0
             columns[slots[new], c.LEVEL] = columns[slots[new], c.LAST] = value[new]
 
@@ -264,27 +355,29 @@ class Health:
             device.since = t
         if t - device.since < device.config.hold:
             return []
-        device.raised, device.since = not device.raised, None
         names = ", ".join(device.causes)
         text = (
-            f"maintenance required: {device.name} does not behave as it did when commissioned ({names})"
+            f"{device.name} behaves as it did when commissioned"
             if device.raised
-            else f"{device.name} behaves as it did when commissioned"
+            else f"maintenance required: {device.name} does not behave as it did when commissioned ({names})"
         )
-        return [
-            Event(
-                device=device.name,
-                name="health_low",
-                severity="warning",
-                state="raised" if device.raised else "cleared",
-                text=text,
-                t=t,
-                value=score,
-                limit=limit,
-                causes=device.causes,
-                alarm=True,
-            )
-        ]
+        return [self._turn(device, t, text)]
+
+    def _turn(self, device: _Device, t: float, text: str) -> Event:
+        """The event of an alarm that is raised, or cleared where it was."""
+        device.raised, device.since = not device.raised, None
+        return Event(
+            device=device.name,
+            name="health_low",
+            severity="warning",
+            state="raised" if device.raised else "cleared",
+            text=text,
+            t=t,
+            value=device.score,
+            limit=device.config.alarm,
+            causes=device.causes,
+            alarm=True,
+        )
 
 
 def anomaly(fast: Floats, level: Floats, reference: Floats) -> Floats:

@@ -278,6 +278,22 @@ class Predictor:
             scalars[slots, c.TIME] += offset
         return len(slots)
 
+    def go_on(self, before: Predictor) -> None:
+        """Takes the models, and the forecasts they have made, of the tags that are the same in one before this one."""
+        self.restore(before.save(), offset=0.0)
+        self.made = before.made
+        if before._horizon.tolist() != self._horizon.tolist():
+            return
+        theirs = {repr(one): slot for slot, one in enumerate(before._identities())}
+        for slot, one in enumerate(self._identities()):
+            old = theirs.get(repr(one))
+            if old is not None:
+                self._y[slot], self._lower[slot], self._upper[slot] = (
+                    before._y[old],
+                    before._lower[old],
+                    before._upper[old],
+                )
+
     def _identities(self) -> list[list[Any]]:
         """What a saved model of each tag must agree with to be used."""
         periods = self.state.scalars[:, c.PERIOD].tolist()

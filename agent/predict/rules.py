@@ -57,6 +57,11 @@ class Rules:
         shape = (len(NAMES), len(tags))
         self._watch = _Watch(np.full(shape, np.nan), np.zeros(shape, dtype=bool))
 
+    def go_on(self, before: Rules, here: Ints, there: Ints) -> None:
+        """What is raised stays raised, for the slots `here` that were `there` in rules before these."""
+        self._watch.since[:, here] = before._watch.since[:, there]
+        self._watch.raised[:, here] = before._watch.raised[:, there]
+
     def update(self, columns: Floats, slots: Ints, value: Floats, t: float) -> list[Event]:
         """Judges real samples of `slots` (after health took them into `columns`); returns what began or ended."""
         h = columns[slots]

@@ -13,6 +13,7 @@ from agent.config.types import Config, Device, HealthConfig, Tag, Url
 from agent.predict import columns as c
 from agent.predict.health import Health
 from agent.predict.predictor import Predictor
+from agent.predict.saved import StateDamaged, seal, unseal
 from agent.twin.records import Event
 from tests.predict.series import ar2
 
@@ -159,14 +160,20 @@ def test_without_a_section_every_device_has_it_over_its_predicted_tags() -> None
     assert one.health.views()["press"].score is not None
 
 
-def test_relearning_forgets_the_reference() -> None:
+def test_relearning_forgets_the_reference_and_clears_its_alarm() -> None:
     one = plant()
     one.feed(steady(500))
-    scores, _ = one.feed(steady(60, seed=2) + 30.0)
-    assert scores[-1] < 0.1
-    assert one.health.relearn("press") and not one.health.relearn("nobody")
-    scores, _ = one.feed(steady(500, seed=3) + 30.0)
+    scores, events = one.feed(steady(60, seed=2) + 30.0)
+    assert scores[-1] < 0.1 and [event.state for event in events] == ["raised"]
+    assert one.health.relearn("nobody", one.t) is None and one.health.warmup("nobody") == 0
+    cleared = one.health.relearn("press", one.t)
+    assert cleared is not None and [(e.state, e.text) for e in cleared] == [
+        ("cleared", "press is commissioned anew")
+    ]
+    assert one.health.warmup("press") == WARMUP and one.health.views()["press"].score is None
+    scores, events = one.feed(steady(500, seed=3) + 30.0)
     assert math.isnan(scores[0]) and math.isnan(scores[WARMUP - 2]) and np.median(scores[WARMUP + 10 :]) > 0.8
+    assert events == [] and one.health.relearn("press", one.t) == [], "nothing was raised"
 
 
 def test_what_was_learnt_outlives_a_restart() -> None:
@@ -178,12 +185,70 @@ def test_what_was_learnt_outlives_a_restart() -> None:
     assert np.isfinite(scores[0]) and scores[-1] < 0.1
 
 
-def test_half_a_commissioning_starts_anew() -> None:
-    one, two = plant(), plant()
-    one.feed(steady(WARMUP - 50))
-    two.predictor.restore(one.predictor.save())
-    scores, _ = two.feed(steady(WARMUP + 50))
+def restarted(one: Plant, **health: object) -> tuple[Plant, int]:
+    """Another process with what one saved; and how many commissionings went on in it."""
+    two = plant(len(one.keys), **health)
+    two.predictor.restore(one.predictor.save(), offset=0.0)
+    found = two.health.restore(one.health.save())
+    two.t = one.t
+    return two, found
+
+
+@pytest.mark.parametrize("warmup", [WARMUP, 3500])
+def test_half_a_commissioning_goes_on_after_a_restart(warmup: int) -> None:
+    one = plant(2, warmup=warmup)
+    series = steady(warmup + 100, 2)
+    one.feed(series[: warmup - 50])
+    two, found = restarted(one, warmup=warmup)
+    assert found == 2
+    rest, events = one.feed(series[warmup - 50 :])
+    again, their_events = two.feed(series[warmup - 50 :])
+    assert np.array_equal(rest, again, equal_nan=True) and np.isfinite(again[60:]).all()
+    assert np.array_equal(one.predictor.state.health, two.predictor.state.health)
+    assert events == their_events
+
+
+def test_half_a_commissioning_goes_on_in_another_configuration() -> None:
+    one, two = plant(2), plant(2)
+    series = steady(WARMUP + 100, 2)
+    one.feed(series[:300])
+    two.predictor.go_on(one.predictor)
+    two.health.go_on(one.health, {"press"})
+    two.t = one.t
+    rest, _ = one.feed(series[300:])
+    again, _ = two.feed(series[300:])
+    assert np.array_equal(rest, again, equal_nan=True) and np.isfinite(again[-1])
+
+
+def test_a_commissioning_of_another_age_or_length_begins_anew() -> None:
+    one = plant()
+    one.feed(steady(100))
+    old = one.health.save()
+    one.feed(steady(100))
+    two = plant()
+    two.predictor.restore(one.predictor.save(), offset=0.0)
+    assert two.health.restore(old) == 0, "the power went between the writing of both files"
+    assert restarted(one, warmup=300)[1] == 0
+    three = plant()
+    assert three.health.restore(one.health.save()) == 0, "its models are not the same any more"
+    scores, _ = three.feed(steady(WARMUP + 1))
     assert all(math.isnan(score) for score in scores[: WARMUP - 1]) and np.isfinite(scores[-1])
+
+
+def test_what_is_learnt_is_not_among_the_unfinished() -> None:
+    one = plant()
+    one.feed(steady(WARMUP + 1))
+    assert len(one.health.save()) < 100 and restarted(one)[1] == 0
+
+
+def test_damaged_commissionings_are_told() -> None:
+    one = plant()
+    one.feed(steady(100))
+    data = one.health.save()
+    cut = seal("commissioning", 1, unseal("commissioning", 1, data)[:-8])
+    for bad in (b"", data[:-1], cut, seal("commissioning", 1, b"\x05\0\0\0[1,2]")):
+        with pytest.raises(StateDamaged):
+            plant().health.restore(bad)
 
 
 def test_a_long_commissioning_keeps_a_bounded_window() -> None:
