@@ -1,0 +1,248 @@
+"""Identifies a loop's process from a record, and says how far the result can be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from agent.config.types import ModelConfig
+from agent.control.fit import Bounds, Fit, Floats, Simulation, whitening_of
+from agent.control.record import Grid, Record, to_grid
+from agent.control.source import Source, source_of
+
+Grade = Literal["good", "fair", "poor"]
+
+NOISE_ORDER = 6
+WHITENINGS = 2
+"""Times the residuals' autoregression is taken and the fit repeated with it."""
+LAG_SHARE, DELAY_SHARE = 0.5, 0.25
+"""Of the record's length: the longest lag and the longest delay that it could tell."""
+NOT_SETTLING = 0.35
+"""Of the record's length: where the lags are longer, the process may as well be integrating."""
+GOOD, FAIR = 0.05, 0.3
+"""Highest standard error of the delay, as a share of delay + lags, for a grade."""
+GOOD_GAIN, FAIR_GAIN = 0.1, 0.25
+"""Highest standard error of the gain, as a share of it."""
+EXCITED_PEAK, EXCITED_TOTAL = 0.8, 8.0
+"""Least effect on the PV of what moved the output from outside the loop, in multiples of the noise: at its largest, and
+over the record. Quiet loops with dead bands or coarse registers stayed below 0.4 and 5, experiments above 1 and 11."""
+EXPLAINED = 0.7
+"""Least share of the PV's variation that a good model explains; an integrator sums up each small load, and drifts."""
+NO_LAG = 0.5
+"""Of the period: a lag this short cannot be told from a delay, and is no parameter of its own."""
+ALIKE = 3.84
+"""Rise of n log(sum of squares) below which another delay explains the record as well (chi squared, 95 %)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """The process found. Standard errors in the unit of what they belong to; NaN where the record tells nothing.
+
+    `delays`: seconds, those that explain the record as well as the best one. `fit`: share of the PV's variation that
+    the simulated process explains, which is no measure of trust in a closed loop. `why`: what keeps the grade down.
+    """
+
+    model: ModelConfig
+    period: float
+    samples: int
+    cut: int
+    k_error: float
+    t_error: float
+    delay_error: float
+    noise: float
+    fit: float
+    source: Source
+    delays: tuple[float, ...]
+    why: tuple[str, ...]
+
+    @property
+    def grade(self) -> Grade:
+        return self.model.grade
+
+
+def identify(record: Record, *, period: float | None = None) -> Identified:
+    """The process that explains a record best, of both forms, and its grade.
+
+    period: seconds of the grid; None: that of the samples. Raises ValueError, in words for the user, for a record with
+    nothing in it to identify.
+    """
+    grid = to_grid(record, period)
+    for what, values in (("output", grid.out), ("PV", grid.pv)):
+        if np.ptp(values) <= 1e-12 * max(float(np.abs(values).max()), 1e-300):
+            raise ValueError(f"the {what} never moves in this record")
+    span = grid.period * len(grid.out)
+    bounds = Bounds(LAG_SHARE * span, DELAY_SHARE * span)
+    fits = [_whitened(grid, bounds, integrating=form) for form in (False, True)]
+    simulation, fit = _chosen(fits, span)
+    return _judged(grid, simulation, fit)
+
+
+def _whitened(grid: Grid, bounds: Bounds, *, integrating: bool) -> tuple[Simulation, Fit]:
+    """The fit with residuals that are white: a slow disturbance then counts as what it is, and not as many samples."""
+    plain = Simulation(grid, integrating=integrating)
+    simulation, fit = plain, plain.fit(bounds)
+    for _ in range(WHITENINGS):
+        residuals = plain.pv - plain.columns(fit.t1, fit.t2, fit.delay) @ fit.linear
+        if residuals @ residuals <= 1e-18 * (plain.pv @ plain.pv):
+            break  # simulated data without noise: nothing to whiten
+        simulation = Simulation(grid, integrating=integrating, whitening=whitening_of(residuals, NOISE_ORDER))
+        fit = simulation.fit(bounds)
+    return simulation, fit
+
+
+def _innovation(fit: Fit) -> float:
+    """Mean square of what is new in each sample, comparable between forms."""
+    return fit.sum_squares / len(fit.residuals)
+
+
+def _chosen(fits: list[tuple[Simulation, Fit]], span: float) -> tuple[Simulation, Fit]:
+    """Integrating where that explains as much with one parameter less, or the lag is beyond what the record shows."""
+    settling, integrating = fits[0][1], fits[1][1]
+    worse = len(settling.residuals) * math.log(_innovation(integrating) / max(_innovation(settling), 1e-300))
+    return fits[1] if worse < ALIKE or settling.t1 > NOT_SETTLING * span else fits[0]
+
+
+def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
+    k_error, t_error, delay_error = _errors(simulation, fit)
+    plain = Simulation(grid, integrating=fit.integrating)
+    simulated = plain.columns(fit.t1, fit.t2, fit.delay)
+    residuals = plain.pv - simulated @ fit.linear
+    source = source_of(grid, simulation, fit)
+    delays = _alike(simulation, fit)
+    variation = plain.pv - plain.pv.mean()
+    explained = 1.0 - float(residuals @ residuals) / max(float(variation @ variation), 1e-300)
+    why, grade = _grade(fit, source, delays, (k_error, delay_error), explained, grid.period)
+    model = ModelConfig(
+        k=fit.k,
+        t1=fit.t1,
+        t2=fit.t2,
+        delay=fit.delay,
+        bias=_bias(simulation, fit),
+        integrating=fit.integrating,
+        grade=grade,
+    )
+    noise = float(np.sqrt(fit.sum_squares / max(len(fit.residuals) - 6, 1)))
+    return Identified(
+        model=model,
+        period=grid.period,
+        samples=len(grid.pv),
+        cut=grid.cut,
+        k_error=k_error,
+        t_error=t_error,
+        delay_error=delay_error,
+        noise=noise,
+        fit=explained,
+        source=source,
+        delays=delays,
+        why=tuple(why),
+    )
+
+
+def _bias(simulation: Simulation, fit: Fit) -> float:
+    """The PV at an output of 0; of an integrating process the output at which the PV rests."""
+    if fit.integrating:
+        return simulation.start_out - float(fit.linear[2]) / fit.k if fit.k else math.nan
+    return simulation.start_pv + float(fit.linear[1]) - fit.k * simulation.start_out
+
+
+def _errors(simulation: Simulation, fit: Fit) -> tuple[float, float, float]:
+    """Standard errors of gain, sum of lags and delay, from the Jacobian at the fit.
+
+    A delay at 0 stays a parameter, or its error could not be told.
+    """
+    lags = [i for i, lag in ((0, fit.t1), (1, fit.t2)) if lag > NO_LAG * simulation.grid.period]
+    free = [*lags, 2]
+    point = np.array([fit.t1, fit.t2, fit.delay])
+    columns = simulation.columns(*point)
+    slopes = [columns]
+    for i in free:
+        by = max(1e-3 * point[i], 0.01 * simulation.grid.period)
+        beside = point.copy()
+        beside[i] += by
+        slopes.append(((simulation.columns(*beside) - columns) @ fit.linear / by)[:, None])
+    jacobian = np.hstack(slopes)
+    scale = np.sqrt((jacobian * jacobian).sum(axis=0)) + 1e-300
+    covariance = _sandwich(jacobian / scale, fit.residuals) / np.outer(scale, scale)
+    q = columns.shape[1]
+    together = covariance[q : q + len(lags), q : q + len(lags)].sum() if lags else 0.0
+    return math.sqrt(covariance[0, 0]), math.sqrt(max(together, 0.0)), math.sqrt(covariance[-1, -1])
+
+
+def _sandwich(jacobian: Floats, residuals: Floats) -> Floats:
+    """Covariance of least squares whose residuals may still be correlated (Newey & West, 1987)."""
+    n, q = jacobian.shape
+    inverse = np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-12)
+    moments = jacobian * residuals[:, None]
+    middle = moments.T @ moments
+    lags = round(n ** (1 / 3))
+    for lag in range(1, lags + 1):
+        cross = moments[lag:].T @ moments[:-lag]
+        middle += (1 - lag / (lags + 1)) * (cross + cross.T)
+    covariance: Floats = inverse @ middle @ inverse * (n / max(n - q, 1))
+    return covariance
+
+
+def _alike(simulation: Simulation, fit: Fit) -> tuple[float, ...]:
+    """Delays, a sample apart around the best, that explain the record as well when the lags are fitted anew."""
+    found = [fit.delay]
+    n, step = len(fit.residuals), max(simulation.grid.period, fit.bounds.delay / 60)
+    for sign in (-1.0, 1.0):
+        late = fit.delay + sign * step
+        while 0.0 <= late <= fit.bounds.delay:
+            other = simulation.fit(fit.bounds, delay=late)
+            if n * math.log(max(other.sum_squares, 1e-300) / max(fit.sum_squares, 1e-300)) > ALIKE:
+                break
+            found.append(late)
+            late += sign * step
+    return tuple(sorted(found))
+
+
+def _grade(
+    fit: Fit,
+    source: Source,
+    delays: tuple[float, ...],
+    errors: tuple[float, float],
+    explained: float,
+    period: float,
+) -> tuple[list[str], Grade]:
+    """What keeps the grade down, in words, and the grade."""
+    total = fit.delay + fit.t1 + fit.t2
+    gain_share = errors[0] / max(abs(fit.k), 1e-300)
+    delay_share = errors[1] / max(total, period)
+    poor, fair = [], []
+    if source.effect < EXCITED_PEAK or source.total < EXCITED_TOTAL:
+        poor.append(
+            "the output did not move by itself: what it did follows from the PV. Step the setpoint, or let "
+            "`tune --step`, `--relay` or `--prbs` move the output"
+        )
+    if fit.delay >= 0.98 * fit.bounds.delay:
+        poor.append(
+            f"the delay is at its bound, {fit.bounds.delay:.4g} s: the record is too short to tell it"
+        )
+    if not fit.integrating and fit.t1 >= 0.98 * fit.bounds.lag:
+        poor.append(
+            f"the lag is at its bound, {fit.bounds.lag:.4g} s: the record is too short to see it settle"
+        )
+    if not gain_share <= FAIR_GAIN:
+        poor.append(f"the gain is known to {100 * gain_share:.0f} % only")
+    elif gain_share > GOOD_GAIN:
+        fair.append(f"the gain is known to {100 * gain_share:.0f} % only")
+    if not delay_share <= FAIR:
+        poor.append(f"the delay is known to {errors[1]:.2g} s only")
+    elif delay_share > GOOD:
+        fair.append(f"the delay is known to {errors[1]:.2g} s only")
+    if len(delays) > 1 and delays[-1] - delays[0] > max(4 * GOOD * total, 2 * period):
+        fair.append(f"delays from {delays[0]:.3g} to {delays[-1]:.3g} s explain the record alike")
+    if explained < EXPLAINED and not fit.integrating:
+        fair.append(
+            f"the process found explains {max(100 * explained, 0):.0f} % of what the PV did: it drifts, oscillates "
+            "or is moved by something else"
+        )
+    if source.kind == "setpoint":
+        fair.append(
+            "only the setpoint moved the loop, and the controller answered: the delay may be misjudged"
+        )
+    return poor + fair, "poor" if poor else "fair" if fair else "good"

@@ -1,0 +1,137 @@
+"""What is identified of known processes, how well, and that records with nothing in them are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from agent.control.identify import identify
+from agent.control.record import Record, to_grid
+from tests.control.records import PLANTS, recorded
+
+SETTLING = [name for name in PLANTS if not PLANTS[name].integrating]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_open_loop_random_moves_give_gain_and_delay(name: str, seed: int) -> None:
+    true = PLANTS[name]
+    found = identify(recorded(true, "random", seed=seed))
+    assert found.grade == "good", found.why
+    assert found.model.integrating == true.integrating
+    assert found.model.k == pytest.approx(true.k, rel=0.05)
+    assert found.model.delay == pytest.approx(true.delay, abs=1.0)
+    assert found.model.t1 + found.model.t2 == pytest.approx(true.t1 + true.t2, abs=0.15 * true.t1 + 0.5)
+
+
+def test_the_bias_says_where_the_process_rests() -> None:
+    settling = identify(recorded(PLANTS["L/T 0.5"], "random", drift=0.0)).model
+    assert settling.k * 50 + settling.bias == pytest.approx(20.0, abs=0.05)
+    integrating = identify(recorded(PLANTS["integrating"], "random", drift=0.0)).model
+    assert integrating.bias == pytest.approx(50.0, abs=0.02)
+
+
+def test_one_step_by_hand_is_enough() -> None:
+    true = PLANTS["L/T 1"]
+    found = identify(recorded(true, "bump"))
+    assert found.grade == "good", found.why
+    assert found.model.k == pytest.approx(true.k, rel=0.05)
+    assert found.model.delay == pytest.approx(true.delay, abs=1.0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_setpoint_steps_are_fair_at_best(known: bool) -> None:
+    """The gain is right, but the delay may be misjudged where only the loop itself moved the output."""
+    record = recorded(PLANTS["L/T 0.5"], "steps")
+    found = identify(record if known else dataclasses.replace(record, setpoint=None))
+    assert found.grade == "fair"
+    assert found.source.kind == "setpoint"
+    assert found.model.k == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["quiet", "deadband", "coarse"])
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_quiet_loop_is_refused(name: str, kind: str) -> None:
+    found = identify(recorded(PLANTS[name], kind, seed=7))
+    assert found.grade == "poor"
+    assert any("did not move by itself" in why for why in found.why)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_quiet_loop_is_refused_whatever_its_noise(seed: int) -> None:
+    name = list(PLANTS)[seed % len(PLANTS)]
+    noise = (0.002, 0.005, 0.02)[seed % 3]
+    assert identify(recorded(PLANTS[name], "quiet", seed=seed, noise=noise, samples=400)).grade == "poor"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_errors_that_it_states_are_those_that_it_makes(seed: int) -> None:
+    true = PLANTS["L/T 0.5"]
+    found = identify(recorded(true, "random", seed=seed, noise=0.02))
+    assert abs(found.model.k - true.k) < 4 * found.k_error < 0.4
+    assert abs(found.model.delay - true.delay) < max(4 * found.delay_error, 0.7)
+
+
+def test_delays_that_cannot_be_told_apart_are_listed() -> None:
+    sharp = identify(recorded(PLANTS["L/T 3"], "random")).delays
+    vague = identify(recorded(PLANTS["L/T 3"], "steps", noise=0.02)).delays
+    assert sharp[-1] - sharp[0] <= 2.0
+    assert vague[-1] - vague[0] > sharp[-1] - sharp[0]
+
+
+def test_missing_samples_and_stamps_that_wander_are_no_trouble() -> None:
+    true = PLANTS["L/T 0.5"]
+    whole = recorded(true, "random", drift=0.0)
+    rng = np.random.default_rng(1)
+    pv, out = whole.pv.copy(), whole.out.copy()
+    pv[rng.random(len(pv)) < 0.1] = np.nan
+    out[rng.random(len(out)) < 0.05] = np.nan
+    kept = rng.random(len(pv)) > 0.05
+    found = identify(Record(whole.t[kept] + rng.uniform(-0.1, 0.1, kept.sum()), pv[kept], out[kept]))
+    assert found.grade == "good", found.why
+    assert found.model.k == pytest.approx(true.k, rel=0.05)
+    assert found.model.delay == pytest.approx(true.delay, abs=1.0)
+
+
+def test_the_longest_stretch_between_gaps_counts() -> None:
+    whole = recorded(PLANTS["L/T 0.5"], "random")
+    out = whole.out.copy()
+    out[80:120] = np.nan
+    grid = to_grid(dataclasses.replace(whole, out=out))
+    assert len(grid.out) == 480
+    assert grid.cut == 120
+
+
+def test_a_cell_of_the_grid_has_the_mean_of_what_was_held_in_it() -> None:
+    t = np.array([0.0, *(np.arange(1, 60) + 0.5)])
+    out = np.arange(60.0)
+    grid = to_grid(Record(t, np.zeros(60), out), period=1.0)
+    assert grid.out[:4] == pytest.approx([0.0, 0.5, 1.5, 2.5])
+    assert grid.at[:3] == pytest.approx([0.0, 1.5, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (Record(np.arange(10.0), np.arange(10.0), np.arange(10.0)), "40 are needed"),
+        (Record(np.zeros(50), np.arange(50.0), np.arange(50.0)), "rise"),
+        (Record(np.arange(50.0), np.arange(50.0), np.ones(50)), "output never moves"),
+        (Record(np.arange(50.0), np.ones(50), np.arange(50.0)), "PV never moves"),
+        (Record(np.arange(50.0), np.arange(50.0), np.full(50, np.nan)), "0 of the output"),
+    ],
+)
+def test_a_record_with_nothing_in_it_is_refused_in_words(record: Record, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        identify(record)
+
+
+def test_a_record_too_short_for_its_delay_is_poor() -> None:
+    found = identify(recorded(dataclasses.replace(PLANTS["L/T 1"], delay=40), "random", samples=130))
+    assert found.grade == "poor"
+
+
+def test_an_exact_simulation_without_noise_is_found_exactly() -> None:
+    found = identify(recorded(PLANTS["two lags"], "random", noise=0.0, drift=0.0)).model
+    assert (found.k, found.t1, found.t2, found.delay) == pytest.approx((-2, 8, 4, 2.4), rel=0.02)
