@@ -16,7 +16,10 @@ from agent.twin.quality import Quality
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A write, or a read on demand, that somebody waits for until `deadline` (monotonic seconds)."""
+    """A write, or a read on demand, that somebody waits for until `deadline` (monotonic seconds).
+
+    With neither, the device's own chain is walked where it is not known, and nothing else is asked.
+    """
 
     device: str
     deadline: float
@@ -74,6 +77,12 @@ class Jobs:
                 self._waiting.remove(job)
                 return job
         return None
+
+    def moved(self, device: str, words: str) -> None:
+        """What was asked of a device by addresses that are not its own any more gets a LinkFault."""
+        for job in [one for one in self._waiting if one.device == device and (one.request or one.wire)]:
+            self._waiting.remove(job)
+            job.fail(LinkFault(words))
 
     def fail(self, words: str, *, close: bool = False) -> None:
         """Whoever waits gets a LinkFault; with `close` whoever comes later too."""

@@ -40,7 +40,9 @@ class Lessons:
         self._schedule = schedule
         self._teller = teller
         self._on_learnt = on_learnt
-        self.of: Mapping[str, Learner] = {
+        self._held: set[str] = set()  # devices whose addresses are not sure
+        self._besides: dict[str, tuple[Request, ...]] = {}
+        self.of: dict[str, Learner] = {
             device.name: Learner(device, learnt.get(device.name, NOTHING_LEARNT)) for device in devices
         }
         self._holes: dict[str, Holes] = {}
@@ -63,7 +65,7 @@ class Lessons:
         """The read that may be sent in the spare time that there is now."""
         for name, learner in self.of.items():
             unit = self._schedule.units[name]
-            if unit.demoted or unit.ready_at > now:
+            if unit.demoted or unit.ready_at > now or name in self._held:
                 continue
             if min(learner.wanted_at(), self._holes[name].wanted_at()) > now:
                 continue
@@ -77,6 +79,30 @@ class Lessons:
             if request is not None:
                 return Lesson(unit, request, min(unit.patience, slack), hole)
         return None
+
+    def hold(self, name: str) -> None:
+        """Nothing is found out about a device before `place`."""
+        self._held.add(name)
+
+    def place(self, device: Device, besides: tuple[Request, ...]) -> None:
+        """A device's tags are where they are in `device`, and are read there; of other addresses than before nothing
+        is known any more. `besides` are requests that are no matter of learning."""
+        name = device.name
+        self._held.discard(name)
+        learner = self.of[name]
+        if device == learner.device and besides == self._besides.get(name, ()):
+            return
+        self._besides[name] = besides
+        if device != learner.device:
+            known = learner.learnt
+            learner = self.of[name] = Learner(device, Learnt(longest=known.longest))
+            self._holes[name] = Holes(device, (), learner.goal())
+            if learner.learnt != known and self._on_learnt is not None:
+                self._on_learnt(name, learner.learnt)
+        self._read(name)
+
+    def _read(self, name: str) -> None:
+        self._schedule.replace(name, (*self.of[name].plan(), *self._besides.get(name, ())))
 
     def told(self, lesson: Lesson, reply: Reply, now: float) -> None:
         """What came of a lesson."""
@@ -114,8 +140,7 @@ class Lessons:
 
     def _learnt(self, name: str, refused: frozenset[str]) -> None:
         learner = self.of[name]
-        requests = learner.plan()
-        self._schedule.replace(name, requests)
+        self._read(name)
         self._holes[name].plan(learner.goal())
         self._teller.learnt(learner, refused)
         if self._on_learnt is not None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent.config.types import Device, Url
+from agent.modbus.caller import Caller
+from agent.modbus.chains import Chains
 from agent.modbus.encode import WireWrite
 from agent.modbus.faults import ABSENT, BUSY, REFUSED, DeviceFault, LinkFault, exception_words
 from agent.modbus.framers import Answer
@@ -27,10 +29,11 @@ from agent.modbus.meter import Meter
 from agent.modbus.plan import Learnt, Request
 from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
-from agent.modbus.replies import answered_after, reply_of
+from agent.modbus.replies import reply_of
 from agent.modbus.report import device_status, meter_status, scans_status
-from agent.modbus.requests import read_body, write_steps
+from agent.modbus.requests import read_body
 from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
+from agent.modbus.sunspec import Placement
 from agent.modbus.teller import Teller
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
@@ -39,11 +42,14 @@ from agent.twin.records import Event
 REST_AHEAD = 0.05
 """With close_after_poll the connection stays up when it is needed again sooner than this, in seconds."""
 
+MOVED = "the addresses of {} are others now, as its SunSpec chain says: ask again"
+
 
 class Line:
     """All devices of one URL. `run` is its life; the callbacks are called in its task and must not block.
 
-    `learnt` is what earlier runs found out about devices; `on_learnt(device, learnt)` is called when more is known.
+    `learnt` is what earlier runs found out about devices; `on_learnt(device, learnt)` is called when more is known;
+    `on_placed(device)` when tags have the addresses that the device's own chain gives, before any reply by them.
     """
 
     def __init__(
@@ -59,24 +65,28 @@ class Line:
         rng: random.Random,
         learnt: Mapping[str, Learnt] | None = None,
         on_learnt: Callable[[str, Learnt], None] | None = None,
+        on_placed: Callable[[Device], None] | None = None,
         link: Connection | None = None,
     ) -> None:
         self.url = url
-        self.devices: Mapping[str, Device] = {device.name: device for device in devices}
         self.tried = False
         self._clock = clock
         self._on_reply = on_reply
         self._on_scan = on_scan
-        self._teller = Teller(tuple(self.devices), clock=clock, on_event=on_event)
+        self._teller = Teller([device.name for device in devices], clock=clock, on_event=on_event)
         self._schedule = Schedule(devices, plans, rng=rng)
         self._lessons = Lessons(
             devices, self._schedule, self._teller, learnt=learnt or {}, on_learnt=on_learnt
         )
+        self._chains = Chains(devices, self._schedule, self._lessons, self._teller)
+        self.devices: Mapping[str, Device] = (
+            self._chains.devices
+        )  # with the tags where their own chains have them
+        self._on_placed = on_placed
         self._meter = Meter()
         self._wake = asyncio.Event()
         self._jobs = Jobs(added=self._wake.set)
         self._closing = False
-        self._numbered = url.scheme in ("tcp", "tls")
         self._rests = any(device.limits.close_after_poll for device in devices)
         connection = link or Link(
             url,
@@ -87,6 +97,16 @@ class Line:
             settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
         )
         self._keeper = Keeper(connection, clock=clock, rng=rng, changed=self._wake.set)
+        self._caller = Caller(
+            self._schedule,
+            self._keeper,
+            self._meter,
+            self._teller,
+            clock=clock,
+            numbered=url.scheme in ("tcp", "tls"),
+            on_missed=lambda unit: self._chains.missed(unit, clock.mono()),
+            on_gone=lambda: self._chains.gone(clock.mono()),
+        )
         self._guests = Guests(
             url, self._schedule, self._keeper, self._meter, clock=clock, added=self._wake.set
         )
@@ -117,6 +137,12 @@ class Line:
                 )
         return replies
 
+    async def placed(self, device: str, *, deadline: float) -> Placement:
+        """Where the device's tags are; its own chain is walked where it is not known. Raises LinkFault."""
+        if self._chains.wanted(device, self._clock.mono()):
+            await self._jobs.done(device, deadline)
+        return self._chains.placements[device]
+
     async def guest(
         self, number: int, function: int, body: bytes, *, timeout: float, deadline: float
     ) -> Heard:
@@ -132,7 +158,9 @@ class Line:
         body = meter_status(self._meter, now)
         body["state"] = self._keeper.state
         body["devices"] = {
-            name: device_status(self.devices[name], unit, self._state_of(unit), self._lessons.of[name], now)
+            name: device_status(
+                unit, self._state_of(unit), self._lessons.of[name], self._chains.why(name), now
+            )
             for name, unit in self._schedule.units.items()
         }
         return body
@@ -148,7 +176,8 @@ class Line:
     def _state_of(self, unit: Unit) -> str:
         if self._keeper.state == "down" or self._keeper.hopeless:
             return "link"
-        return "degraded" if unit.state == "ok" and self._lessons.of[unit.name].learnt.refused else unit.state
+        lacks = self._lessons.of[unit.name].learnt.refused or self._chains.why(unit.name)
+        return "degraded" if unit.state == "ok" and lacks else unit.state
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +217,7 @@ class Line:
         now = self._clock.mono()
         for run in self._schedule.overtaken(now):
             unit = self._schedule.units[run.scan.device]
-            self._fail(run, Quality.TIMEOUT, self._slow_words(unit, now))
+            self._fail(run, Quality.TIMEOUT, self._schedule.slow_words(unit, now))
         for run in self._schedule.due(now):
             barred = self._barred(run)
             if barred is not None:
@@ -254,17 +283,14 @@ class Line:
         """Sleeps until `when` (monotonic; inf: for ever) or until something changes."""
         handle = None
         if when != float("inf"):
-            handle = self._loop().call_later(max(0.0, when - self._clock.mono()), self._wake.set)
+            delay = max(0.0, when - self._clock.mono())
+            handle = asyncio.get_running_loop().call_later(delay, self._wake.set)
         try:
             await self._wake.wait()
         finally:
             self._wake.clear()
             if handle is not None:
                 handle.cancel()
-
-    @staticmethod
-    def _loop() -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
 
     # -- scans --------------------------------------------------------------------------------------------------
 
@@ -286,10 +312,15 @@ class Line:
         request = run.pending[0]
         unit = self._schedule.units[request.device]
         try:
-            answer = await self._ask(unit, request.unit, request.function, read_body(request), timeout)
-        except LinkFault as fault:
-            for active in [one for one in self._schedule.active if self._hit(one, unit, fault)]:
-                self._fail(active, fault.quality, fault.words)
+            if self._chains.wanted(unit.name, now):
+                await self._walk(unit, timeout)
+                run.touched = self._clock.mono()
+                return
+            answer = await self._caller.ask(unit, request.unit, request.function, read_body(request), timeout)
+        except LinkFault as fault:  # a lost connection ends all passes, a silent unit its own
+            for active in list(self._schedule.active):
+                if fault.quality is Quality.LINK or active.scan.device == unit.name:
+                    self._fail(active, fault.quality, fault.words)
             return
         run.touched = self._clock.mono()
         run.pending.popleft()
@@ -298,11 +329,6 @@ class Line:
             self._fail(run, Quality.TIMEOUT, f"{unit.name} does not answer")
         elif not run.pending:
             self._finish(run)
-
-    @staticmethod
-    def _hit(run: Run, unit: Unit, fault: LinkFault) -> bool:
-        """True when a fault ends this pass: a lost connection ends all, a silent unit its own."""
-        return fault.quality is Quality.LINK or run.scan.device == unit.name
 
     def _take(self, request: Request, reply: Reply, run: Run) -> None:
         self.tried = True
@@ -337,8 +363,15 @@ class Line:
 
     async def _reread(self, unit: Unit, request: Request, limit: float) -> None:
         """A request off the grid, in spare time: proof of life, or what failed at its turn."""
+        now = self._clock.mono()
         try:
-            answer = await self._ask(unit, request.unit, request.function, read_body(request), limit)
+            if self._chains.wanted(unit.name, now):
+                self._schedule.owed[request] = now
+                await self._walk(unit, limit)
+                return
+            if self._chains.barred(request):
+                return
+            answer = await self._caller.ask(unit, request.unit, request.function, read_body(request), limit)
         except LinkFault:
             return
         self._schedule.owed.pop(request, None)
@@ -351,15 +384,20 @@ class Line:
     # -- learning -----------------------------------------------------------------------------------------------
 
     def _skip_refused(self, run: Run) -> None:
-        """Tags that the device is known to refuse are told so at their turn without asking again."""
-        learner = self._lessons.of[run.scan.device]
-        if not learner.learnt.refused:
+        """Tags that the device is known to refuse, or whose model its chain lacks, are told so at their turn without
+        asking again."""
+        name, now = run.scan.device, self._clock.mono()
+        learner = self._lessons.of[name]
+        if self._chains.wanted(name, now):
             return
-        now = self._clock.mono()
-        for request in [one for one in run.pending if learner.is_refused(one)]:
+        for request in list(run.pending):
+            words = self._chains.barred(request)
+            if learner.is_refused(request):
+                words = f"{name} refuses this address"
+            if words is None:
+                continue
             run.pending.remove(request)
             run.failed += 1
-            words = f"{run.scan.device} refuses this address"
             self._on_reply(request, Reply(now, None, None, Quality.ILLEGAL, None, words))
         if not run.pending:
             self._finish(run)
@@ -371,7 +409,9 @@ class Line:
             return False
         unit, request = lesson.unit, lesson.request
         try:
-            answer = await self._ask(unit, request.unit, request.function, read_body(request), lesson.limit)
+            answer = await self._caller.ask(
+                unit, request.unit, request.function, read_body(request), lesson.limit
+            )
         except LinkFault:
             self._lessons.failed(lesson, self._clock.mono())
             return True
@@ -381,70 +421,36 @@ class Line:
         self._lessons.told(lesson, reply, self._clock.mono())
         return True
 
-    def _slow_words(self, unit: Unit, now: float) -> str:
-        slack = max(0.0, self._schedule.slack(unit.name, now))
-        return f"{unit.name} takes {unit.slowest * 1000:.0f} ms; the line has {slack * 1000:.0f} ms for it"
-
     # -- one request --------------------------------------------------------------------------------------------
 
-    async def _ask(self, unit: Unit, number: int, function: int, body: bytes, timeout: float) -> Answer:
-        """Sends one request and keeps the books. Raises LinkFault."""
-        started = self._clock.mono()
-        # only frames without a transaction id may need more: to make sure that no late reply is taken for this one
-        within = timeout if self._numbered else max(timeout, self._schedule.slack(unit.name, started))
-        try:
-            answer = await self._keeper.link.transact(number, function, body, timeout=timeout, within=within)
-        except LinkFault as fault:
-            now = self._clock.mono()
-            self._meter.used(started, now)
-            self._meter.error(fault.quality.name.lower())
-            if fault.quality is Quality.TIMEOUT:
-                unit.missed(started, now)
-                self._tell_unit(unit, fault.words)
-                if self._keeper.mute():
-                    self._schedule_again(now)
-            raise
-        self._meter.used(started, answer.t)
-        self._meter.rtts.append(answer.rtt)
-        self._keeper.good()
-        if answer.exception is not None:
-            self._meter.error(f"exception {answer.exception}")
-        if answer.exception in ABSENT:
-            unit.missed(started, answer.t)
-        else:
-            unit.answered(answer.t, answer.rtt)
-        if self._teller.is_news(unit.name, unit.state):
-            silent = answer.exception in ABSENT
-            self._tell_unit(
-                unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt)
-            )
-        return answer
-
-    def _tell_unit(self, unit: Unit, words: str) -> None:
-        if self._teller.unit(unit.name, unit.state, words) == "silent":
-            self._schedule.owe_all(self._clock.mono(), unit.name)
-
-    def _schedule_again(self, now: float) -> None:
-        for unit in self._schedule.units.values():
-            unit.again(now)
+    async def _walk(self, unit: Unit, timeout: float) -> None:
+        """One read of the device's own chain; at its end its tags are where it says. Raises LinkFault."""
+        name = unit.name
+        answer = await self._caller.ask(unit, unit.unit, 3, self._chains.next(name), timeout)
+        now = self._clock.mono()
+        if answer.exception in BUSY or answer.exception in ABSENT:
+            unit.ready_at = max(unit.ready_at, now + BUSY_RETRY)
+            raise LinkFault(exception_words(answer.exception or 0), Quality.TIMEOUT)
+        end = self._chains.told(name, answer, now)
+        if end is None:
+            return
+        if end.changed:
+            self._jobs.moved(name, MOVED.format(name))
+            self._schedule.owe_all(now, name)
+            if self._on_placed is not None:
+                self._on_placed(self.devices[name])
+        for run in end.runs:
+            self._skip_refused(run)
 
     def lost(self, words: str) -> None:
         """The other side ended the connection."""
-        self._meter.error("lost")
-        self._keeper.lost(words)
-        now = self._clock.mono()
-        self._schedule.owe_all(now)
-        self._schedule_again(now)
+        self._caller.lost(words)
 
     def late(self, number: int, seconds: float) -> None:
-        """A reply came after its request was given up: the unit is slow, not dead."""
+        """A reply came after its request was given up."""
         self._meter.error("late")
-        if self._guests.late(number, self._clock.mono()):
-            return
-        for unit in self._schedule.units.values():
-            if unit.unit == number:
-                unit.late(self._clock.mono(), seconds)
-                self._tell_unit(unit, answered_after(seconds))
+        if not self._guests.late(number, self._clock.mono()):
+            self._caller.late(number, seconds)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -472,26 +478,21 @@ class Line:
         timeout = unit.patience
         if unit.demoted or unit.state != "ok":
             timeout = min(timeout, self._schedule.slack(unit.name, self._clock.mono()))
+        before = self.devices[unit.name]
         try:
-            if job.request is not None:
+            while self._chains.wanted(unit.name, self._clock.mono()):
+                await self._walk(unit, timeout)
+            if job.request is None and job.wire is None:
+                job.done(Answer(None, None, self._clock.mono(), 0.0))
+            elif self.devices[unit.name] is not before:
+                job.fail(LinkFault(MOVED.format(unit.name)))
+            elif job.request is not None:
                 body = read_body(job.request)
-                job.done(await self._ask(unit, job.request.unit, job.request.function, body, timeout))
+                job.done(await self._caller.ask(unit, job.request.unit, job.request.function, body, timeout))
             elif job.wire is not None:
-                job.done(await self._write(unit, job.wire, timeout))
+                job.done(await self._caller.write(unit, job.wire, timeout))
         except LinkFault as fault:
             job.fail(fault)
         except asyncio.CancelledError:
             job.fail(LinkFault("the line was closed"))
             raise
-
-    async def _write(self, unit: Unit, wire: WireWrite, timeout: float) -> Answer:
-        """The frames of one write, with nothing in between."""
-        steps = write_steps(wire)
-        function, body = next(steps)
-        while True:
-            answer = await self._ask(unit, wire.unit, function, body, timeout)
-            try:
-                function, body = steps.send(answer)
-            except StopIteration as end:
-                result: Answer = end.value
-                return result

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.config.scalars import duration_text
-from agent.config.types import Device
 from agent.modbus.learning import Learner
 from agent.modbus.meter import Meter, milliseconds, percentile, spread
 from agent.modbus.schedule import Scan, Unit
@@ -26,18 +25,25 @@ def meter_status(meter: Meter, now: float) -> dict[str, Any]:
     }
 
 
-def device_status(device: Device, unit: Unit, state: str, learner: Learner, now: float) -> dict[str, Any]:
-    """One device: its state, when a silent one is tried again, and what it was found to refuse, as YAML to paste."""
+def device_status(
+    unit: Unit, state: str, learner: Learner, lacking: Sequence[str], now: float
+) -> dict[str, Any]:
+    """One device: its state, when a silent one is tried again, and what it was found to refuse, as YAML to paste.
+
+    `lacking` is what its SunSpec chain does not have.
+    """
     retry = max(0.0, unit.next_try - now) if unit.demoted else None
     status: dict[str, Any] = {
         "state": state,
         "retry_s": None if retry is None else round(retry, 1),
-        "learnt": learner.as_yaml(),
+        "learnt": [*learner.as_yaml(), *(f"# {words}" for words in lacking)],
     }
+    if lacking:
+        status["problem"] = "; ".join(lacking)
     if unit.state == "slow":
         status["timeout_ms"] = milliseconds(unit.patience)
-    if device.accept:
-        status["accept"] = list(device.accept)
+    if learner.device.accept:
+        status["accept"] = list(learner.device.accept)
     return status
 
 

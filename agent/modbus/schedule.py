@@ -272,9 +272,14 @@ class Schedule:
                 return unit, request, min(unit.patience, slack)
         return None
 
+    def slow_words(self, unit: Unit, now: float) -> str:
+        """Why the pass of a slow unit does not get on."""
+        slack = max(0.0, self.slack(unit.name, now))
+        return f"{unit.name} takes {unit.slowest * 1000:.0f} ms; the line has {slack * 1000:.0f} ms for it"
+
     def shortest(self, device: str) -> Request | None:
-        """The shortest request of a device."""
-        return min(self.requests_of(device), key=lambda request: request.count, default=None)
+        """The shortest request of a device; one that is never sent (a count of 0) only where there is no other."""
+        return min(self.requests_of(device), key=lambda one: (not one.count, one.count), default=None)
 
     def pick_owed(self, now: float) -> tuple[Request, float] | None:
         """(request that failed and is worth reading again before its next turn, time limit)."""

@@ -22,6 +22,7 @@ class Teller:
         self._on_event = on_event
         self._down = False
         self._states: dict[str, State] = dict.fromkeys(devices, "ok")
+        self._lacking: dict[str, str] = {}  # device -> what was told of its SunSpec chain
 
     def link_down(self, words: str) -> None:
         """An attempt to connect failed."""
@@ -81,6 +82,21 @@ class Teller:
             " it is read without it"
         )
         self._on_event(Event(name, "hole_distrusted", "warning", "raised", text, self._clock.mono()))
+
+    def chain(self, name: str, why: Sequence[str], *, moved: bool) -> None:
+        """A SunSpec chain was walked: `why` some of it cannot be read; `moved`: it is another one than before."""
+        now = self._clock.mono()
+        if moved:
+            text = f"{name}: its SunSpec chain has changed; its tags are read at their new addresses"
+            self._on_event(Event(name, "sunspec_moved", "info", "raised", text, now))
+        words, before = "; ".join(why), self._lacking.pop(name, "")
+        if words:
+            self._lacking[name] = words
+        if words and words != before:
+            self._on_event(Event(name, "sunspec_chain", "warning", "raised", f"{name}: {words}", now))
+        elif before and not words:
+            text = f"{name}: its SunSpec chain has all its tags"
+            self._on_event(Event(name, "sunspec_chain", "warning", "cleared", text, now))
 
     def _change(self, name: str, state: State, change: Literal["raised", "cleared"], words: str) -> None:
         now = self._clock.mono()

@@ -1,0 +1,117 @@
+"""One request on a line, and the books that are kept of it: counters, what its unit is like, what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.modbus.encode import WireWrite
+from agent.modbus.faults import ABSENT, LinkFault, exception_words
+from agent.modbus.framers import Answer
+from agent.modbus.keeper import Keeper
+from agent.modbus.meter import Meter
+from agent.modbus.replies import answered_after
+from agent.modbus.requests import write_steps
+from agent.modbus.schedule import Schedule, Unit
+from agent.modbus.teller import Teller
+from agent.runtime.clock import Clock
+from agent.twin.quality import Quality
+
+
+class Caller:
+    """Sends what its line decides on. `on_missed(unit)` is called when a unit did not answer, `on_gone()` when the
+    connection was lost or given up.
+
+    `numbered`: frames carry a transaction id.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        keeper: Keeper,
+        meter: Meter,
+        teller: Teller,
+        *,
+        clock: Clock,
+        numbered: bool,
+        on_missed: Callable[[Unit], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._schedule = schedule
+        self._keeper = keeper
+        self._meter = meter
+        self._teller = teller
+        self._clock = clock
+        self._numbered = numbered
+        self._on_missed = on_missed
+        self._on_gone = on_gone
+
+    async def ask(self, unit: Unit, number: int, function: int, body: bytes, timeout: float) -> Answer:
+        """One request to unit `number`, with up to `timeout` seconds for its reply. Raises LinkFault."""
+        started = self._clock.mono()
+        # only frames without a transaction id may need more: to make sure that no late reply is taken for this one
+        within = timeout if self._numbered else max(timeout, self._schedule.slack(unit.name, started))
+        try:
+            answer = await self._keeper.link.transact(number, function, body, timeout=timeout, within=within)
+        except LinkFault as fault:
+            now = self._clock.mono()
+            self._meter.used(started, now)
+            self._meter.error(fault.quality.name.lower())
+            if fault.quality is Quality.TIMEOUT:
+                self._missed(unit, started, now)
+                self._tell(unit, fault.words)
+                if self._keeper.mute():
+                    self._gone(now)
+            raise
+        self._meter.used(started, answer.t)
+        self._meter.rtts.append(answer.rtt)
+        self._keeper.good()
+        if answer.exception is not None:
+            self._meter.error(f"exception {answer.exception}")
+        if answer.exception in ABSENT:
+            self._missed(unit, started, answer.t)
+        else:
+            unit.answered(answer.t, answer.rtt)
+        if self._teller.is_news(unit.name, unit.state):
+            silent = answer.exception in ABSENT
+            self._tell(unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt))
+        return answer
+
+    async def write(self, unit: Unit, wire: WireWrite, timeout: float) -> Answer:
+        """The frames of one write, with nothing in between. Raises LinkFault."""
+        steps = write_steps(wire)
+        function, body = next(steps)
+        while True:
+            answer = await self.ask(unit, wire.unit, function, body, timeout)
+            try:
+                function, body = steps.send(answer)
+            except StopIteration as end:
+                result: Answer = end.value
+                return result
+
+    def lost(self, words: str) -> None:
+        """The other side ended the connection."""
+        self._meter.error("lost")
+        self._keeper.lost(words)
+        now = self._clock.mono()
+        self._schedule.owe_all(now)
+        self._gone(now)
+
+    def late(self, number: int, seconds: float) -> None:
+        """A reply came `seconds` after its request, which had been given up: the unit is slow, not dead."""
+        for unit in self._schedule.units.values():
+            if unit.unit == number:
+                unit.late(self._clock.mono(), seconds)
+                self._tell(unit, answered_after(seconds))
+
+    def _missed(self, unit: Unit, started: float, now: float) -> None:
+        unit.missed(started, now)
+        self._on_missed(unit)
+
+    def _tell(self, unit: Unit, words: str) -> None:
+        if self._teller.unit(unit.name, unit.state, words) == "silent":
+            self._schedule.owe_all(self._clock.mono(), unit.name)
+
+    def _gone(self, now: float) -> None:
+        for unit in self._schedule.units.values():
+            unit.again(now)
+        self._on_gone()
