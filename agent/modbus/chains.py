@@ -53,8 +53,7 @@ class Chains:
         self._lessons = lessons
         self._teller = teller
         self.placements = {device.name: Placement(device) for device in devices}
-        self.devices = {device.name: device for device in devices}
-        self._of = {name: Walked(device) for name, device in self.devices.items() if has_places(device)}
+        self._of = {device.name: Walked(device) for device in devices if has_places(device)}
         for name in self._of:
             lessons.hold(name)
 
@@ -124,7 +123,6 @@ class Chains:
         if made == before:
             made = before
         self.placements[name] = made
-        self.devices[name] = made.device
         self._lessons.place(made.readable, _standing_in(made))
         self._teller.chain(name, self.why(name), moved=not first and made is not before)
         runs = tuple(run for run in self._schedule.active if run.scan.device == name)

@@ -69,19 +69,18 @@ class Line:
         link: Connection | None = None,
     ) -> None:
         self.url = url
+        self.devices: Mapping[str, Device] = {device.name: device for device in devices}
         self.tried = False
         self._clock = clock
         self._on_reply = on_reply
         self._on_scan = on_scan
-        self._teller = Teller([device.name for device in devices], clock=clock, on_event=on_event)
+        self._teller = Teller(tuple(self.devices), clock=clock, on_event=on_event)
         self._schedule = Schedule(devices, plans, rng=rng)
         self._lessons = Lessons(
             devices, self._schedule, self._teller, learnt=learnt or {}, on_learnt=on_learnt
         )
         self._chains = Chains(devices, self._schedule, self._lessons, self._teller)
-        self.devices: Mapping[str, Device] = (
-            self._chains.devices
-        )  # with the tags where their own chains have them
+        self.placements: Mapping[str, Placement] = self._chains.placements
         self._on_placed = on_placed
         self._meter = Meter()
         self._wake = asyncio.Event()
@@ -141,7 +140,7 @@ class Line:
         """Where the device's tags are; its own chain is walked where it is not known. Raises LinkFault."""
         if self._chains.wanted(device, self._clock.mono()):
             await self._jobs.done(device, deadline)
-        return self._chains.placements[device]
+        return self.placements[device]
 
     async def guest(
         self, number: int, function: int, body: bytes, *, timeout: float, deadline: float
@@ -438,7 +437,7 @@ class Line:
             self._jobs.moved(name, MOVED.format(name))
             self._schedule.owe_all(now, name)
             if self._on_placed is not None:
-                self._on_placed(self.devices[name])
+                self._on_placed(self.placements[name].device)
         for run in end.runs:
             self._skip_refused(run)
 
@@ -478,13 +477,13 @@ class Line:
         timeout = unit.patience
         if unit.demoted or unit.state != "ok":
             timeout = min(timeout, self._schedule.slack(unit.name, self._clock.mono()))
-        before = self.devices[unit.name]
+        before = self.placements[unit.name]
         try:
             while self._chains.wanted(unit.name, self._clock.mono()):
                 await self._walk(unit, timeout)
             if job.request is None and job.wire is None:
                 job.done(Answer(None, None, self._clock.mono(), 0.0))
-            elif self.devices[unit.name] is not before:
+            elif self.placements[unit.name] is not before:
                 job.fail(LinkFault(MOVED.format(unit.name)))
             elif job.request is not None:
                 body = read_body(job.request)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.config.types import Config
+from agent.config.types import Config, Device
 from agent.modbus.codec import Decoder, power_of
 from agent.modbus.line import Reply, ScanDone
 from agent.modbus.plan import Request
@@ -63,7 +63,7 @@ class Pipeline:
         sink: Callable[[Row], None],
         on_event: Callable[[Event], None],
     ) -> None:
-        self._config = config
+        self._devices = dict(config.devices)
         self._twin = twin
         self._predictor = predictor
         self._health = health
@@ -92,6 +92,13 @@ class Pipeline:
             np.array(forecast, dtype=np.int64),
             np.array([slots[layout.keys[row]] for row in forecast], dtype=np.int64),
         )
+
+    def placed(self, device: Device) -> None:
+        """The tags of a device have other addresses from now on."""
+        self._devices[device.name] = device
+        self._bound = {
+            request: bound for request, bound in self._bound.items() if bound.device != device.name
+        }
 
     def on_reply(self, request: Request, reply: Reply) -> None:
         """One answered or failed request: its tags get values or a reason why not."""
@@ -136,7 +143,7 @@ class Pipeline:
         return self._twin.value[self._input_rows] if self._input_rows.size else None
 
     def _bind(self, request: Request) -> Bound:
-        device = self._config.devices[request.device]
+        device = self._devices[request.device]
         row = self._twin.layout.row
         counters = tuple(
             (position, row[(device.name, tag)], self._counters[(device.name, tag)])

@@ -86,7 +86,7 @@ def test_any_base_and_both_lengths(base: int, length: int) -> None:
             assert (base + 4, 16) in rest or any(a <= base + 4 and a + c >= first + 16 for a, c in rest)
             assert not set(walk) & set(rest)  # once
             assert set(made.last().values()) == {Quality.GOOD}
-            assert made.line.devices["inv"].tags["power"].address == first + 14
+            assert made.line.placements["inv"].device.tags["power"].address == first + 14
             assert len(made.scans_of("inv")) >= 9
             assert made.texts() == []
             assert made.line.device_states() == {"inv": "ok"}
@@ -235,7 +235,7 @@ def test_a_rare_scan_is_read_soon_although_the_walk_takes_many_reads() -> None:
             made.link.delay[1] = 0.002
             await asyncio.sleep(5.0)
             assert set(made.last().values()) == {Quality.GOOD}
-            assert made.line.devices["inv"].tags["power"].address == 83
+            assert made.line.placements["inv"].device.tags["power"].address == 83
 
     in_virtual_time(test)
 
