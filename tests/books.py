@@ -46,6 +46,7 @@ class Gap:
 @dataclass
 class SubscriberBooks:
     """What one subscriber of a gateway has. `again`: deliveries of a batch that was there, which MQTT allows.
+    `alarms`: name -> text of those that are raised.
 
     `content`: per batch the columns of `identity`, a tag whose good values are all different. `changed`: batches that
     came again with other readings.
@@ -56,6 +57,7 @@ class SubscriberBooks:
     content: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
     gaps: set[Gap] = field(default_factory=set)
     state: dict[str, Any] = field(default_factory=dict)
+    alarms: dict[str, str] = field(default_factory=dict)
     again: int = 0
     changed: list[Key] = field(default_factory=list)
     _parts: dict[tuple[Key, int], dict[int, int]] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class SubscriberBooks:
         kind, *rest = topic.split("/")[3:]
         if kind == "state":
             self.state = body
+        elif kind == "alarm":
+            self.alarms[rest[1]] = body["text"]
         elif kind == "gap":
             self.gaps.add(Gap(rest[0], body["stream"], body["from"], body["to"], body["reason"]))
         elif kind in ("data", "backfill"):
@@ -188,6 +192,8 @@ class Reader:
             self.messages += 1
             if data:
                 self.books.feed(topic, decode(data))
+            else:
+                self.books.alarms.pop(topic.rsplit("/", 1)[1], None)  # an emptied retained topic
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Listens until the condition holds; fails after `seconds`."""

@@ -59,6 +59,7 @@ LOG_LIMIT = 4 << 20
 SHRINK_FROM = 1024
 """Free pages: fewer are left for the next batches."""
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+TRIED_FACT = "tried_ms"
 NUMBERS_FACT = "numbers"
 """A copy of the numbers, which tells when the database is older than they are."""
 
@@ -369,6 +370,18 @@ class Outbox:
             )
 
     # -- the rest -----------------------------------------------------------------------------------------------
+
+    def try_again(self) -> None:
+        """Ends `trouble` where the disk takes something again, though nothing waits to be written."""
+        if self.trouble is None or not self._writable:
+            return
+        with self._careful():
+            with transaction(self._db):
+                self._store_gaps()
+                self._db.execute(
+                    "INSERT OR REPLACE INTO fact VALUES (?, ?)", (TRIED_FACT, str(self._wall_ms()))
+                )
+            self._written()
 
     def stats(self) -> Mapping[str, int | None]:
         """For `state.backlog` and `status`: batches and bytes that wait, ms UTC of the oldest, dropped since start."""

@@ -45,6 +45,7 @@ ALIVE_WITHIN = 60.0
 STATUS_EVERY = 0.5
 SAID_EVERY = 3600.0
 """Seconds until the same reason of a lost link is logged again."""
+TRY_DISK_EVERY = 5.0
 STUMBLE_EVERY = 60.0
 """Seconds between two tracebacks of one kind."""
 NAME_WINDOW = 60.0
@@ -112,6 +113,7 @@ class Cloud:
         self._second = 0.0
         self._stumbled: dict[str, float] = {}
         self._trouble: str | None = None
+        self._disk_tried = 0.0
         self._build(layout, ask)
         self._status = self._make_status()
 
@@ -283,6 +285,9 @@ class Cloud:
 
     def _tell_trouble(self, now: float) -> None:
         """A disk that does not take the outbox is an alarm until it does again."""
+        if self._outbox.trouble is not None and now - self._disk_tried >= TRY_DISK_EVERY:
+            self._disk_tried = now
+            self._outbox.try_again()
         trouble = self._outbox.trouble
         if (trouble is None) == (self._trouble is None):
             return
