@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": "commissioning: find what a unit lets one read, and what its words may mean",
     "simulate": "serve a configuration's devices as simulated ones",
     "replay": "run history through the models and scores of the agent",
+    "relearn": "set the reference of a device's health score anew",
     "status": "ask the running agent how it is",
     "watch": "the central side: show live twins, count what is lost, doubled or out of order",
     "warm": "compile the kernels into the cache",

@@ -21,7 +21,7 @@ from agent.twin.records import Ask, Key, Plain
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 FARTHEST_EXPIRY = 600_000
 """ms: a command may not be valid for longer than ten minutes."""
-OPS = ("write", "read", "loop", "whatif", "resend", "rebirth", "status")
+OPS = ("write", "read", "loop", "whatif", "resend", "rebirth", "status", "relearn")
 LARGEST = 256 * 1024
 """Bytes of a body that is looked at."""
 
@@ -124,7 +124,7 @@ def _whole(value: object) -> bool:
 
 
 def to_ask(command: Command, config: Config, deadline: float) -> Ask:
-    """The request that a write, read, loop, whatif or status command is. Raises Refused."""
+    """The request that a write, read, loop, whatif, relearn or status command is. Raises Refused."""
     body = command.body
     match command.op:
         case "write":
@@ -145,6 +145,11 @@ def to_ask(command: Command, config: Config, deadline: float) -> Ask:
             )
         case "loop" | "whatif":
             return _loop_ask(command, deadline)
+        case "relearn":
+            device = body.get("device")
+            if not isinstance(device, str):
+                raise Refused("device must be the name of a device")
+            return Ask("relearn", "cmd", deadline, command.by, extra={"device": device})
     return Ask(command.op, "cmd", deadline, command.by)
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger("edgetwin.cloud")
 ANSWERS_KEPT = 1000
 ANSWERS_BOUND = 4 << 20
 """Bytes of answers in memory."""
-CHANGING = frozenset({"write", "loop"})
+CHANGING = frozenset({"write", "loop", "relearn"})
 """Operations whose answers outlive a restart: done twice, the others do no harm."""
 GRACE = 2.0
 """Seconds after its deadline in which the main loop may still answer a request."""
@@ -177,7 +177,7 @@ class Inbox:
         self._remember(command.id, command.exp, body, keep=command.op in CHANGING)
         self._send_answer(topic, body, correlation)
         said = "done" if outcome.ok else f"refused: {outcome.error}"
-        what = command.body.get("tag") or command.body.get("loop") or ""
+        what = command.body.get("tag") or command.body.get("loop") or command.body.get("device") or ""
         self._audit(f"{command.op} {what}".strip(), command.by, said, refused=not outcome.ok)
 
     def _repeat(self, id_: str, known: Mapping[str, Any], message: Message) -> None:

@@ -152,6 +152,9 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
                 mode=_text(message.get("mode")),
                 setpoint=_number(message.get("setpoint")),
             )
+        case "relearn":
+            device, _ = _key(message["device"], "")
+            return Ask("relearn", "socket", deadline, extra={"device": device})
     raise ValueError(op)
 
 

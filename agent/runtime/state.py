@@ -17,7 +17,8 @@ from agent.twin.records import Key
 
 log = logging.getLogger("edgetwin")
 
-MODELS, LOOPS, COUNTERS, LEARNT = "models.state", "loops.json", "counters.json", "learnt.json"
+MODELS, COMMISSIONING = "models.state", "commissioning.state"
+LOOPS, COUNTERS, LEARNT = "loops.json", "counters.json", "learnt.json"
 
 
 def make_counters(config: Config, saved: Mapping[str, Any]) -> dict[Key, Counter]:

@@ -155,7 +155,7 @@ def test_a_small_body_that_unpacks_to_a_huge_one_is_refused() -> None:
 )
 def test_no_body_brings_the_judge_down(more: dict[str, Any]) -> None:
     config = make_config("mqtt://127.0.0.1")
-    for op in ("write", "read", "loop", "whatif", "status"):
+    for op in ("write", "read", "loop", "whatif", "relearn", "status"):
         try:
             command = judge(op, {**body(), **more}, retained=False, config=CONFIG, now_ms=NOW, synced=True)
             ask = to_ask(command, config, 10.0)
@@ -181,6 +181,7 @@ def test_each_operation_becomes_a_request() -> None:
     )
     assert asked("loop", loop="oven", mode="auto").mode == "auto"
     assert asked("whatif", loop="oven", setpoint=180, **{"for": "10m"}).extra == {"for": "10m"}
+    assert asked("relearn", device="press1").extra == {"device": "press1"}
     assert asked("status").op == "status"
 
 
@@ -203,6 +204,8 @@ def test_each_operation_becomes_a_request() -> None:
         ("loop", {"loop": "oven", "setpoint": True}),
         ("loop", {"loop": "oven", "setpoint": float("nan")}),
         ("whatif", {"setpoint": 3}),
+        ("relearn", {}),
+        ("relearn", {"device": ["press1"]}),
     ],
 )
 def test_what_makes_no_sense_is_refused(op: str, changes: dict[str, Any]) -> None:

@@ -119,9 +119,10 @@ def test_each_request_becomes_an_ask_with_a_deadline(tmp_path: Path) -> None:
             b'{"op":"read","tags":[["press1","temperature"],["press1","mode"]],"full":true}\n',
             b'{"op":"write","device":"press1","tag":"target","value":180}\n',
             b'{"op":"loop","loop":"oven","mode":"manual","setpoint":175.5}\n',
+            b'{"op":"relearn","device":"press1"}\n',
         )
-    assert answers == [{"ok": True, "applied": None, "readback": None, "error": None, "result": None}] * 4
-    status, read, write, loop = one.asked
+    assert answers == [{"ok": True, "applied": None, "readback": None, "error": None, "result": None}] * 5
+    status, read, write, loop, relearn = one.asked
     assert {ask.source for ask in one.asked} == {"socket"}
     assert {ask.deadline for ask in one.asked} == {500.0 + control.WORK_PATIENCE}
     assert status.op == "status"
@@ -129,6 +130,7 @@ def test_each_request_becomes_an_ask_with_a_deadline(tmp_path: Path) -> None:
     assert read.extra["full"] is True
     assert (write.op, write.key, write.value) == ("write", ("press1", "target"), 180)
     assert (loop.op, loop.loop, loop.mode, loop.setpoint) == ("loop", "oven", "manual", 175.5)
+    assert (relearn.op, relearn.extra) == ("relearn", {"device": "press1"})
 
 
 def test_the_outcome_comes_back_whole(tmp_path: Path) -> None:
