@@ -123,7 +123,7 @@ class Chains:
         if made == before:
             made = before
         self.placements[name] = made
-        self._lessons.place(made.readable, _standing_in(made))
+        self._lessons.place(made.readable, standing_in(made))
         self._teller.chain(name, self.why(name), moved=not first and made is not before)
         runs = tuple(run for run in self._schedule.active if run.scan.device == name)
         for run in runs if made is not before else ():
@@ -131,7 +131,7 @@ class Chains:
         return End(made is not before, runs)
 
 
-def _standing_in(placement: Placement) -> tuple[Request, ...]:
+def standing_in(placement: Placement) -> tuple[Request, ...]:
     """Requests that are never sent: by them absent tags are told of at their turn, those of one reason and period
     together."""
     groups: dict[tuple[float, str], list[str]] = {}

@@ -29,7 +29,7 @@ from agent.modbus.meter import Meter
 from agent.modbus.plan import Learnt, Request
 from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
-from agent.modbus.replies import reply_of
+from agent.modbus.replies import failed, reply_of
 from agent.modbus.report import device_status, meter_status, scans_status
 from agent.modbus.requests import read_body
 from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
@@ -127,13 +127,15 @@ class Line:
         """Reads on demand, with the priority of a write. A failure is a Reply with a quality; nothing is raised."""
         replies: list[tuple[Request, Reply]] = []
         for request in requests:
+            lacking = self._chains.barred(request)
+            if lacking is not None:
+                replies.append((request, failed(self._clock.mono(), Quality.ILLEGAL, lacking)))
+                continue
             try:
                 answer = await self._jobs.done(request.device, deadline, request=request)
                 replies.append((request, reply_of(answer)))
             except LinkFault as fault:
-                replies.append(
-                    (request, Reply(self._clock.mono(), None, None, fault.quality, None, fault.words))
-                )
+                replies.append((request, failed(self._clock.mono(), fault.quality, fault.words)))
         return replies
 
     async def placed(self, device: str, *, deadline: float) -> Placement:
@@ -350,7 +352,7 @@ class Line:
             request = run.pending.popleft()
             run.failed += 1
             self._schedule.owed[request] = now
-            self._on_reply(request, Reply(now, None, None, quality, None, words))
+            self._on_reply(request, failed(now, quality, words))
         self._finish(run)
 
     def _finish(self, run: Run) -> None:
@@ -397,7 +399,7 @@ class Line:
                 continue
             run.pending.remove(request)
             run.failed += 1
-            self._on_reply(request, Reply(now, None, None, Quality.ILLEGAL, None, words))
+            self._on_reply(request, failed(now, Quality.ILLEGAL, words))
         if not run.pending:
             self._finish(run)
 
@@ -431,14 +433,12 @@ class Line:
             unit.ready_at = max(unit.ready_at, now + BUSY_RETRY)
             raise LinkFault(exception_words(answer.exception or 0), Quality.TIMEOUT)
         end = self._chains.told(name, answer, now)
-        if end is None:
-            return
-        if end.changed:
+        if end is not None and end.changed:
             self._jobs.moved(name, MOVED.format(name))
             self._schedule.owe_all(now, name)
             if self._on_placed is not None:
                 self._on_placed(self.placements[name].device)
-        for run in end.runs:
+        for run in () if end is None else end.runs:
             self._skip_refused(run)
 
     def lost(self, words: str) -> None:

@@ -46,6 +46,11 @@ def reply_of(answer: Answer) -> Reply:
     return Reply(answer.t, answer.rtt, None, exception_quality(code), code, exception_words(code))
 
 
+def failed(t: float, quality: Quality, words: str) -> Reply:
+    """A Reply of a request that was not answered, or not sent at all."""
+    return Reply(t, None, None, quality, None, words)
+
+
 def answered_after(seconds: float) -> str:
     """How long a reply took, in words."""
     return f"answered after {seconds * 1000:.0f} ms"

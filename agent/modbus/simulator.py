@@ -3,7 +3,7 @@
 Registers that the plan does not read answer exception 2; a unit that is not configured is silent, as on a serial
 line. A writable tag is still until it is written, and then keeps what was written, as does what shares its register.
 The process variable of a loop follows the loop's output, first order, so that a loop can be tried before the plant
-is there; its interlocks are true.
+is there; its interlocks are true. Tags of SunSpec models stand in a chain of those models that begins at 40000.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from agent.config.sunspec import BASE, HEADER, Model, usual
 from agent.config.types import Config, Device, LoopConfig, Table, Tag
 from agent.modbus.codec import Decoder, power_of
 from agent.modbus.encode import EncodeProblem, WireWrite
 from agent.modbus.lifelike import Signal, power_signal, signal
 from agent.modbus.plan import READ_FUNCTION, TABLE_OF, plan_device, request_for
+from agent.modbus.sunspec import has_places, marks
 from agent.twin.records import Key
 
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
@@ -242,6 +244,18 @@ def _lay_out(unit: Unit, device: Device) -> None:
     for tag in device.tags.values():
         if tag.write is not None:
             unit.writable.update(_cells(tag))
+    if has_places(device):
+        _lay_chain(unit, usual(device.tags.values()))
+
+
+def _lay_chain(unit: Unit, models: tuple[Model, ...]) -> None:
+    """The chain that the device's tags suppose: whole models, and headers that no value moves."""
+    for model in models:
+        for address in range(model.address, model.address + HEADER + model.length):
+            unit.cells.setdefault(("holding", address), 0)
+    for address, word in marks(BASE, models).items():
+        unit.cells[("holding", address)] = word
+        unit.written.add(("holding", address))
 
 
 def _cells(tag: Tag) -> list[Cell]:

@@ -125,6 +125,9 @@ def placed(device: Device, chain: Chain) -> Placement:
             absent[name] = f"avoid holds what model {model.id} has at {made.address}"
         else:
             tags[name] = made
+    for name, tag in device.tags.items():
+        if tag.scale_from in absent:  # without its power of ten a value is none
+            absent.setdefault(name, absent[tag.scale_from])
     return Placement(dataclasses.replace(device, tags=MappingProxyType(tags)), MappingProxyType(absent))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.config.types import Config, Device
+from agent.modbus.chains import standing_in
 from agent.modbus.codec import Decoder, power_of
+from agent.modbus.faults import LinkFault
 from agent.modbus.line import Line, Reply
 from agent.modbus.plan import Request, plan_device, request_for
+from agent.modbus.sunspec import has_places
 from agent.twin.quality import WORDS, Quality
 from agent.twin.records import Key, Plain
 
@@ -68,6 +72,7 @@ def _device_json(device: Device, poll: DevicePoll, wall_ms: Callable[[float], in
                 "exception": reply.exception,
             }
             for request, reply in poll.replies
+            if request.count
         ],
         "tags": {
             name: {
@@ -97,9 +102,19 @@ async def poll_keys(
 
 async def _poll_device(device: Device, line: Line, names: Sequence[str], deadline: float) -> DevicePoll:
     powers = {device.tags[name].scale_from for name in names} - {None}
-    chosen = {name: tag for name, tag in device.tags.items() if name in names or name in powers}
+    absent: tuple[Request, ...] = ()
+    readable = device.tags
+    if has_places(device):
+        with contextlib.suppress(LinkFault):  # the reads below tell it, each for itself
+            await line.placed(device.name, deadline=deadline)
+        placement = line.placements[device.name]
+        asked = {*names, *powers}
+        absent = tuple(one for one in standing_in(placement) if not asked.isdisjoint(one.tags))
+        device = placement.device
+        readable = placement.readable.tags
+    chosen = {name: tag for name, tag in readable.items() if name in names or name in powers}
     narrowed = dataclasses.replace(device, tags=chosen)
-    replies = await line.read(plan_device(narrowed), deadline=deadline)
+    replies = await line.read((*plan_device(narrowed), *absent), deadline=deadline)
     alone = [
         request_for(device, (tag,))
         for request, reply in replies

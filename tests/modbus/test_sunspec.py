@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -202,6 +203,16 @@ def test_what_is_absent_and_why(place: SunSpec, chain: Chain, words: str) -> Non
 def test_a_tag_ends_within_its_model() -> None:
     assert placed(device(SunSpec(103, 103, 50), count="int32"), CHAIN).absent == {}
     assert set(placed(device(SunSpec(103, 103, 51), count="int32"), CHAIN).absent) == {"t0"}
+
+
+def test_a_value_is_absent_with_its_power_of_ten() -> None:
+    asked = device(SunSpec(103, 103, 51), SunSpec(103, 103, 52), SunSpec(103, 103, 2))
+    tags = {
+        **asked.tags,
+        "t0": dataclasses.replace(asked.tags["t0"], scale_from="t1"),
+        "t2": dataclasses.replace(asked.tags["t2"], scale_from="t0"),
+    }
+    assert set(placed(dataclasses.replace(asked, tags=tags), CHAIN).absent) == {"t0", "t1", "t2"}
 
 
 def test_what_is_to_be_avoided_is_not_read() -> None:
