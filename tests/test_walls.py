@@ -18,7 +18,7 @@ ONLY_IN = {
     "numba": {"agent/kernelcache.py"},
     "iotcore": {"agent/demo/broker.py"},
     "yaml": {"agent/config"},
-    "sqlite3": {"agent/cloud/outbox.py"},
+    "sqlite3": {"agent/cloud/outbox.py", "agent/cloud/salvage.py"},
 }
 """An outside library -> the files (or folders) that may know it."""
 

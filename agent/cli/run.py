@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import functools
 import gc
 import logging
 import signal
@@ -53,16 +54,14 @@ def main(args: argparse.Namespace) -> int:
         log.warning("%s", problem)
     sys.setswitchinterval(SWITCH_INTERVAL)
     with lock:
-        return _run_until_done(config, folder, hang_up, args.simulated)
+        return asyncio.run(_run(config, folder, hang_up, functools.partial(_prepared, args)))
 
 
-def _run_until_done(config: Config, folder: Path, hang_up: _HangUp, simulated: int | None) -> int:
-    """One run after another, each with the configuration that the one before took by a reload."""
-    while True:
-        status, again = asyncio.run(_run(config, folder, hang_up, lambda new: redirected(new, simulated)))
-        if again is None:
-            return status
-        config = again
+def _prepared(args: argparse.Namespace, config: Config) -> Config:
+    """A configuration that was read again, as this command line takes it."""
+    level = args.log_level or ("debug" if args.verbose else config.log_level)
+    logging.getLogger().setLevel(level.upper())
+    return redirected(config, args.simulated)
 
 
 def _take(folder: Path) -> IO[bytes]:
@@ -90,10 +89,8 @@ class _HangUp:
         signal.signal(signal.SIGHUP, lambda *_: setattr(self, "asked", True))
 
 
-async def _run(
-    config: Config, folder: Path, hang_up: _HangUp, prepare: Callable[[Config], Config]
-) -> tuple[int, Config | None]:
-    """One run of the service; returns its exit status, and the new configuration when it is to start anew with one."""
+async def _run(config: Config, folder: Path, hang_up: _HangUp, prepare: Callable[[Config], Config]) -> int:
+    """The service from start to end; returns its exit status."""
     from agent.config.secrets import SecretProblem
     from agent.runtime.reload import Reload
     from agent.runtime.service import Service
@@ -106,12 +103,11 @@ async def _run(
         service = Service(config, state_dir=folder)
     except SecretProblem as problem:
         raise Failure(str(problem), status=78) from None
-    reload = Reload(service, stop, prepare)
+    reload = Reload(service, prepare)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     if hang_up.asked:
         hang_up.asked = False
         reload.ask()
     gc.collect()
     gc.freeze()
-    status = await service.run(stop)
-    return status, reload.taken
+    return await service.run(stop)

@@ -13,28 +13,27 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from agent.cloud import numbers
 from agent.cloud.batch import Batch
 from agent.cloud.numbers import Numbers
+from agent.cloud.salvage import take_over
 from agent.cloud.tables import (
     COLUMNS,
     INSERT,
+    NUMBERS_FACT,
     SCHEMA,
     Gap,
     Gone,
     Key,
     add_gap,
-    belongs,
     bound,
     insert_gap,
     last_id,
-    lengthen,
     missing,
     scalar,
     set_aside,
@@ -60,8 +59,6 @@ SHRINK_FROM = 1024
 """Free pages: fewer are left for the next batches."""
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 TRIED_FACT = "tried_ms"
-NUMBERS_FACT = "numbers"
-"""A copy of the numbers, which tells when the database is older than they are."""
 
 
 class Outbox:
@@ -107,13 +104,17 @@ class Outbox:
             self._numbers = Numbers(secrets.token_hex(4), self._numbers.machine)
             self._next.clear()
             self._gaps.clear()
-        for device in devices:
-            self._next.setdefault(device, 1)
+        self.know(devices)
         self._recount()
 
     @property
     def stream(self) -> str:
         return self._numbers.stream
+
+    def know(self, devices: Iterable[str]) -> None:
+        """Devices that may ask for numbers; what was counted of others is kept."""
+        for device in devices:
+            self._next.setdefault(device, 1)
 
     # -- opening ------------------------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Outbox:
             aside = set_aside(path, self._wall_ms())
             db = _connect(path)
             found = numbers.load(self._folder)
-            kept = _take_over(aside, db, None if found is None else found[0].stream)
+            kept = take_over(aside, db, None if found is None else found[0].stream)
             self.repaired = (
                 f"the outbox was damaged ({error}); {kept} batches in it are whole and will be sent,"
                 f" the file is kept as {aside.name}"
@@ -471,38 +472,6 @@ def _connect(path: Path | str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def _take_over(aside: Path, db: sqlite3.Connection, stream: str | None) -> int:
-    """Copies facts and whole batches out of a damaged database, as far as it can be read; the count of batches."""
-    lengthen(aside)
-    with suppress(sqlite3.Error), closing(sqlite3.connect(aside, isolation_level=None)) as old:
-        old.text_factory = text
-        with suppress(sqlite3.Error), transaction(db):
-            for fact in old.execute("SELECT key, value FROM fact"):
-                db.execute("INSERT OR IGNORE INTO fact VALUES (?, ?)", fact)
-        if stream is None:
-            [copy] = db.execute("SELECT value FROM fact WHERE key = ?", (NUMBERS_FACT,)).fetchone() or [None]
-            with suppress(ValueError, TypeError):
-                stream = numbers.from_text(json.loads(copy)).stream
-        rows = _whole_rows(old, stream)
-        while chunk := list(islice(rows, 200)):
-            with suppress(sqlite3.Error), transaction(db):
-                db.executemany(INSERT, [(*row, len(row[-1])) for row in chunk])
-    return scalar(db, "SELECT count(*) FROM batch")
-
-
-def _whole_rows(old: sqlite3.Connection, stream: str | None) -> Iterator[tuple[Any, ...]]:
-    """From the oldest on to the first unreadable page, then from the newest back to the last."""
-    for order in ("ASC", "DESC"):
-        with suppress(sqlite3.Error):
-            for row in old.execute(
-                f"SELECT {COLUMNS} FROM batch NOT INDEXED WHERE acked IS NULL ORDER BY id {order}"
-            ):
-                batch = to_batch(row)
-                if batch is not None and belongs(batch, stream):
-                    yield row
-            return
 
 
 def _machine() -> str:

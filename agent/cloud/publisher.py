@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,16 +64,20 @@ class Publisher:
 
     def __post_init__(self) -> None:
         self._started = self.mono()
-        horizon = () if self.config.predict is None else self.config.predict.horizon
-        self.metas = {device: payload.meta_of(self.config, device, horizon) for device in self.config.devices}
-        self.meta_hash = {device: str(meta["meta"]) for device, meta in self.metas.items()}
-        predicted = () if self.config.predict is None else self.config.predict.tags
-        self._foretold = {device for device, _ in predicted}
         kept = self.outbox.get(RETAINED_FACT)
         self._on_disk = (
             {topic for topic in kept if isinstance(topic, str)} if isinstance(kept, list) else set()
         )
         self._at_broker = set(self._on_disk)
+        self._describe()
+
+    def _describe(self) -> None:
+        """What follows from configuration and layout."""
+        horizon = () if self.config.predict is None else self.config.predict.horizon
+        self.metas = {device: payload.meta_of(self.config, device, horizon) for device in self.config.devices}
+        self.meta_hash = {device: str(meta["meta"]) for device, meta in self.metas.items()}
+        predicted = () if self.config.predict is None else self.config.predict.tags
+        self._foretold = {device for device, _ in predicted}
         self._deadband = np.array([tag.deadband for tag in self.layout.tags])
 
     # -- on connect ---------------------------------------------------------------------------------------------
@@ -86,13 +90,48 @@ class Publisher:
         self._gaps_told.clear()
         self.queue_state(now, backlog)
         self.queue.rotate(1)  # before the events that waited
+        self.introduce(now)
+        for topic, body in self._alarms.items():
+            self.queue.append(Out(topic, body, retain=True))
+        self.queue_gaps(now)
+
+    def introduce(self, now: float) -> None:
+        """What the devices are, and the end of retained topics that are not ours any more."""
         self._clear_strangers()
         stamp = self.stamp()
         for device, meta in self.metas.items():
             self._queue(self.topics.of("meta", device), stamp.head(now) | meta, retain=True)
-        for topic, body in self._alarms.items():
-            self.queue.append(Out(topic, body, retain=True))
-        self.queue_gaps(now)
+
+    def reconfigure(self, config: Config, layout: Layout) -> None:
+        """Another configuration under the same link; twins and forecasts are shown anew from the next snapshot on."""
+        self.config, self.layout = config, layout
+        self._describe()
+        self.snapshot = None
+        self._shown.clear()
+        self._twin_at.clear()
+        self._forecast_at.clear()
+        whole = {
+            self.topics.of(kind, device) for kind in ("meta", "twin", "forecast") for device in config.devices
+        }
+        of_devices = tuple(f"{self.topics.base}/{kind}/" for kind in ("meta", "twin", "forecast"))
+        self.queue = deque(
+            out
+            for out in self.queue
+            if not out.retain or not out.topic.startswith(of_devices) or out.topic in whole
+        )
+
+    def go_on(self, before: Publisher) -> None:
+        """Raised alarms, events that were not acknowledged and their count, from the publisher of another link.
+
+        Under another name of the gateway the topics are others.
+        """
+        self._events = before._events
+        old, new = before.topics.base, self.topics.base
+        self._alarms = {new + topic.removeprefix(old): body for topic, body in before._alarms.items()}
+        for out in before.queue:
+            if out.event:
+                self.queue.append(replace(out, topic=new + out.topic.removeprefix(old)))
+        self._remember(self._alarms)
 
     def disconnected(self, unacked: list[Out]) -> None:
         """Messages that count are sent again in their order; the others are made anew at the next connect."""

@@ -30,6 +30,9 @@ EMPTY_PAGES = 8
 COLUMNS = "id, device, seq, ms, readings, boot, synced, body"
 INSERT = f"INSERT OR IGNORE INTO batch ({COLUMNS}, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
+NUMBERS_FACT = "numbers"
+"""A copy of the numbers, which tells when the database is older than they are."""
+
 Key = tuple[str, int]
 """(device, seq)"""
 NewId = Callable[[], int]

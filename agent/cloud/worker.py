@@ -11,7 +11,6 @@ import logging
 import queue
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from agent.cloud.journal import Journal
 from agent.cloud.outbox import Outbox
 from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
+from agent.cloud.rivals import Rivals
 from agent.cloud.sender import Sender
 from agent.cloud.store import SPILL_AFTER, Store
 from agent.cloud.topics import Topics
@@ -48,13 +48,6 @@ SAID_EVERY = 3600.0
 TRY_DISK_EVERY = 5.0
 STUMBLE_EVERY = 60.0
 """Seconds between two tracebacks of one kind."""
-NAME_WINDOW = 60.0
-TAKEN_OVER_TIMES, CUT_TIMES = 2, 5
-"""How often within NAME_WINDOW an accepted link must end until another gateway of our name is suspected.
-
-Not every broker says that a session was taken over; then only that it happens again and again tells.
-"""
-NAME_TOLD_EVERY = 600.0
 LATEST_FACT = "latest_ms"
 KEEP_LATEST_EVERY = 3600.0
 
@@ -64,6 +57,14 @@ class Superseded:
     """Somebody on the spot changed this name (as in `desired.set`)."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """Other devices, tags, loops or forecasts from here on; the link and the outbox stay as they are."""
+
+    config: Config
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,7 @@ class Cloud:
         self._store = Store(self._outbox, config.mqtt.outbox)
         self._journal = Journal.from_environment()
         self._batcher = Batcher()
-        self._taken_over: deque[float] = deque(maxlen=TAKEN_OVER_TIMES)
-        self._cuts: deque[float] = deque(maxlen=CUT_TIMES)
-        self._name_told: float | None = None
+        self._rivals = Rivals(config.mqtt.client_id or self._topics.gateway)
         self._said: tuple[str, float] | None = None
         self._offline_sent = False
         self._dropped_told = 0
@@ -175,7 +174,11 @@ class Cloud:
         self._thread = threading.Thread(target=self._run, name="cloud", daemon=True)
         self._thread.start()
 
-    def put(self, item: Row | Snapshot | Event | Superseded) -> None:
+    def go_on(self, before: Cloud) -> None:
+        """Takes what a link that was stopped leaves to this one, before `start`: alarms, and the count of events."""
+        self._publisher.go_on(before._publisher)
+
+    def put(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
         """Hands one record over."""
         if self._queue.qsize() > QUEUE_BOUND and isinstance(item, Row):
             self._rows_dropped += 1
@@ -253,6 +256,8 @@ class Cloud:
                 self._inbox.answered(item)
             case Superseded():
                 self._inbox.superseded(item.name)
+            case Reconfigured():
+                self._reconfigure(item)
             case _Stop():
                 self._stopping = item
                 self._close(self._batcher.take_all())
@@ -270,6 +275,15 @@ class Cloud:
         if self._uplink.online and self._stopping is None:
             self._publisher.due(now, self._backlog, self._outbox.last_seq)
         self._sender.pump(now, ending=self._stopping is not None)
+
+    def _reconfigure(self, new: Reconfigured) -> None:
+        """Open batches are closed as what they are; what is read from now on is described by the new `meta`."""
+        self._close(self._batcher.take_all())
+        self._config = self._inbox.config = new.config
+        self._outbox.know(new.config.devices)
+        self._publisher.reconfigure(new.config, new.layout)
+        if self._uplink.online:
+            self._publisher.introduce(self._clock.mono())
 
     def _each_second(self, now: float) -> None:
         self._status = self._make_status()
@@ -375,23 +389,9 @@ class Cloud:
             self._said = (lost.reason, now)
             log.warning("no broker: %s", lost.reason)
         self._sender.lost(self._uplink.returned(), now)
-        if lost.taken_over:
-            self._taken_over.append(now)
-        elif lost.cut:
-            self._cuts.append(now)
-        if _often(self._taken_over, now) or _often(self._cuts, now):
-            self._tell_name(now, sure=lost.taken_over)
-
-    def _tell_name(self, now: float, *, sure: bool) -> None:
-        if self._name_told is not None and now - self._name_told < NAME_TOLD_EVERY:
-            return
-        self._name_told = now
-        name = self._config.mqtt.client_id or self._config.gateway
-        if sure:
-            text = f"another client connects as {name}: are there two gateways with one name?"
-        else:
-            text = f"the broker ends every connection soon: is there another gateway that connects as {name}?"
-        self._own_event(Event(None, "name_taken", "alarm", "raised", text, now))
+        suspicion = self._rivals.lost(lost, now)
+        if suspicion is not None:
+            self._own_event(Event(None, "name_taken", "alarm", "raised", suspicion, now))
 
     def _own_event(self, event: Event) -> None:
         """An event of this thread: published, and shown on the page."""
@@ -478,7 +478,3 @@ class Cloud:
                 "error": self._uplink.error,
             },
         }
-
-
-def _often(times: deque[float], now: float) -> bool:
-    return len(times) == times.maxlen and now - times[0] < NAME_WINDOW

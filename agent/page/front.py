@@ -43,12 +43,12 @@ class Front:
         ask: Callable[[Ask], concurrent.futures.Future[Outcome]],
         anchor_ms: Callable[[float], int],
         clock: Clock,
-        loops: Mapping[str, LoopConfig] | None = None,
+        loops: Callable[[], Mapping[str, LoopConfig]] = dict,
     ) -> None:
         self._page = page
         self._token = token
         self._serve_socket = serve_socket
-        self._sources = Sources(snapshot, status, events, history, anchor_ms, clock, ask, loops or {})
+        self._sources = Sources(snapshot, status, events, history, anchor_ms, clock, ask, loops)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Event | None = None

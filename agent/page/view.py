@@ -6,7 +6,7 @@ import concurrent.futures
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Sources:
     ms: Callable[[float], int]
     clock: Clock
     ask: Callable[[Ask], concurrent.futures.Future[Outcome]]
-    loops: Mapping[str, LoopConfig] = field(default_factory=dict)
+    loops: Callable[[], Mapping[str, LoopConfig]] = dict
 
 
 def twin_json(snapshot: Snapshot, ms: Callable[[float], int]) -> bytes:
@@ -178,7 +178,7 @@ class Look:
         return [row for row in self._found if bad[row]]
 
     def _faceplate(self, snapshot: Snapshot, name: str, view: dict[str, Any]) -> dict[str, Any]:
-        config = self._sources.loops.get(name)
+        config = self._sources.loops().get(name)
         if config is None:
             return view
         more = {
@@ -195,7 +195,7 @@ class Look:
 
     def _add_sparks(self, body: dict[str, Any], snapshot: Snapshot, shown: Sequence[int], now: float) -> None:
         """Small trends, sent only when another bucket began or other rows are shown."""
-        keys = [key for config in self._sources.loops.values() for key in (config.pv, config.out)]
+        keys = [key for config in self._sources.loops().values() for key in (config.pv, config.out)]
         of_loops = [snapshot.layout.row[key] for key in keys if key in snapshot.layout.row]
         wanted = tuple(dict.fromkeys([*shown, *of_loops]))
         mark = (int(now // BUCKET), wanted)

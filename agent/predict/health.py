@@ -103,10 +103,11 @@ class Health:
         self._learning: _Learning | None = self._empty()
         self._rules = Rules(config, self._keys)
 
-    def update(self, slots: Ints, value: Floats, t: float) -> list[Event]:
+    def update(self, slots: Ints, value: Floats, t: float, *, weigh: bool = True) -> list[Event]:
         """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns events.
 
-        A missing sample says nothing of health: its tag has no score until the next one.
+        A missing sample says nothing of health: its tag has no score until the next one. weigh: False where more tags
+        of the same scan follow, and `weigh` after them.
         """
         watched = self._device_of[slots] >= 0
         real = watched & np.isfinite(value) & (np.abs(value) <= c.HUGE)
@@ -121,9 +122,14 @@ class Health:
                 self._learn(columns, slots, value, self._learning)
             self._judge(columns, slots)
         events = self._rules.update(self._predictor.state.health, slots, value, t)
-        for index in touched:
+        for index in touched if weigh else ():
             events += self._weigh(self._devices[index], t)
         return events
+
+    def weigh(self, device: str, t: float) -> list[Event]:
+        """A device's score from its tags' as they stand at time t (s), and its alarm."""
+        found = (one for one in self._devices if one.name == device)
+        return [event for one in found for event in self._weigh(one, t)]
 
     def views(self) -> Mapping[str, HealthView]:
         """Every device's score, its tags' scores and the tags that pull it down most."""

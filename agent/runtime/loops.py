@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -97,6 +98,9 @@ class Loops:
         self._clock = clock
         self._on_event = on_event
         self._runners = {name: self._make(loop) for name, loop in config.loops.items()}
+        self._index()
+
+    def _index(self) -> None:
         self._of_device: dict[str, list[_Runner]] = {}
         self._held: dict[Key, _Runner] = {}
         for runner in self._runners.values():
@@ -105,7 +109,7 @@ class Loops:
             self._held[loop.out] = runner
             if loop.heartbeat is not None:
                 self._held[loop.heartbeat.tag] = runner
-        self._tick_every = _tick_every(config.loops.values())
+        self._tick_every = _tick_every(self._config.loops.values())
 
     def _make(self, loop: LoopConfig) -> _Runner:
         out = self._config.tag(loop.out)
@@ -172,10 +176,13 @@ class Loops:
 
     async def stop(self) -> None:
         """Every loop to its `on_stop` value; returns when the writes are through, have failed, or took 2 s."""
+        await self._stop(self._runners.values())
+
+    async def _stop(self, runners: Collection[_Runner]) -> None:
         now = self._clock.mono()
-        for runner in self._runners.values():
+        for runner in runners:
             self._carry_out(runner, runner.loop.stop(now), now)
-        writes = {task for runner in self._runners.values() for task in runner.writes}
+        writes = {task for runner in runners for task in runner.writes}
         if writes and (await asyncio.wait(writes, timeout=STOP_PATIENCE))[1]:
             log.warning("not every loop reached its stop value within %.0f s", STOP_PATIENCE)
 
@@ -218,15 +225,30 @@ class Loops:
             return f"loop {config.name} may not run in auto: no heartbeat, and on_loss of {device} is unknown"
         return None
 
-    def retune(self, loops: Mapping[str, LoopConfig]) -> dict[str, str]:
-        """Takes other parameters of running loops without a bump; loop -> why it must be started anew instead."""
-        refused: dict[str, str] = {}
-        for name, config in loops.items():
-            runner = self._runners.get(name)
-            why = "it is new" if runner is None else runner.loop.set_parameters(config)
-            if why is not None:
-                refused[name] = why
-        return refused
+    # -- another configuration ----------------------------------------------------------------------------------
+
+    async def end_for(self, config: Config) -> set[str]:
+        """Ends the loops that go with another configuration, or cannot go on in it: to their stop value, then out.
+
+        Loops that can go on take their new parameters here, without a bump. Returns the names of those that ended.
+        """
+        ended = {
+            name: runner
+            for name, runner in self._runners.items()
+            if not _goes_on(runner, self._config, config)
+        }
+        await self._stop(ended.values())
+        for name in ended:
+            del self._runners[name]
+        self._index()
+        return set(ended)
+
+    def change(self, config: Config, twin: Twin) -> None:
+        """Another configuration, after `end_for`: loops that are new in it start."""
+        self._config, self._twin = config, twin
+        known = self._runners
+        self._runners = {name: known.get(name) or self._make(loop) for name, loop in config.loops.items()}
+        self._index()
 
     # -- what others see ----------------------------------------------------------------------------------------
 
@@ -316,6 +338,26 @@ class Loops:
             await self._write(key, count, source=HEARTBEAT, deadline=deadline, safety=True)
         except Exception:
             log.exception("writing the heartbeat %s failed; this is a fault of the program", "/".join(key))
+
+
+def _goes_on(runner: _Runner, before: Config, after: Config) -> bool:
+    """Whether a loop can live on with another configuration; its new parameters are taken where it can."""
+    loop = runner.loop.config
+    wanted = after.loops.get(loop.name)
+    if wanted is None:
+        return False
+    keys = {loop.pv, loop.out, *loop.interlock}
+    keys |= {loop.heartbeat.tag} if loop.heartbeat else set()
+    keys |= {loop.setpoint} if isinstance(loop.setpoint, tuple) else set()
+    keys |= {loop.feed_forward.tag} if loop.feed_forward else set()
+    for device, tag in keys:
+        found = after.devices.get(device)
+        if found is None or tag not in found.tags or found.tags[tag] != before.devices[device].tags[tag]:
+            return False
+        same = dataclasses.replace(found, tags={}) == dataclasses.replace(before.devices[device], tags={})
+        if not same:
+            return False
+    return runner.loop.set_parameters(wanted) is None
 
 
 def _keep(tasks: set[asyncio.Task[None]], job: Coroutine[Any, Any, None]) -> None:

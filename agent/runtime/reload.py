@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.config.load import for_run, load
+from agent.config.secrets import SecretProblem
 from agent.config.types import Config
 from agent.runtime import notify
 
@@ -18,44 +19,54 @@ log = logging.getLogger("edgetwin")
 
 
 class Reload:
-    """Reads the configuration again. Loops take other parameters while they run; any other difference ends the service
-    in order, to start with the new configuration."""
+    """Reads the configuration again; the service then touches what differs."""
 
-    def __init__(self, service: Service, stop: asyncio.Event, prepare: Callable[[Config], Config]) -> None:
-        """`prepare` is what the command line does to a configuration (`--simulated`)."""
+    def __init__(self, service: Service, prepare: Callable[[Config], Config]) -> None:
+        """`prepare` is what the command line does to a configuration (`--simulated`, the level of the log)."""
         self._service = service
-        self._stop = stop
         self._prepare = prepare
         self._job: asyncio.Task[None] | None = None
-        self.taken: Config | None = None
+        self._again = False
 
     def ask(self) -> None:
-        """The signal handler."""
+        """The signal handler. One that comes while a reload is under way is done after it."""
+        self._again = True
         if self._job is None or self._job.done():
-            self._job = asyncio.get_running_loop().create_task(self._read())
+            self._job = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._again:
+            self._again = False
+            await self._read()
 
     async def _read(self) -> None:
         notify.reloading()
         path = self._service.config.path
         loaded = await asyncio.get_running_loop().run_in_executor(None, load, path)
         problems = [
-            problem for problem in (*loaded.problems, *for_run(loaded)) if problem.severity == "error"
+            str(problem) for problem in (*loaded.problems, *for_run(loaded)) if problem.severity == "error"
         ]
-        self._service.config_errors = [str(problem) for problem in problems]
-        for problem in problems:
-            log.error("not reloaded: %s", problem)
         if problems or loaded.config is None:
-            notify.ready("reload refused, running on with the old configuration")
+            self._refuse(problems)
             return
+        self._service.config_errors = []
         config = self._prepare(loaded.config)
         if config == self._service.config:
             log.info("reloaded: nothing changed")
             notify.ready("nothing changed")
             return
-        if self._service.retune(config):
-            log.info("reloaded: the loops took their new parameters")
-            notify.ready("loops retuned")
+        try:
+            touched = await self._service.change(config)
+        except SecretProblem as problem:
+            self._refuse([str(problem)])
             return
-        log.info("reloading %s", path)
-        self.taken = config
-        self._stop.set()
+        log.info("reloaded: %s", ", ".join(touched) or "nothing that shows")
+        if "state_dir" in touched:
+            log.warning("state_dir is taken when the service is started anew; until then it is the old one")
+        notify.ready(f"reloaded: {', '.join(touched)}"[:200])
+
+    def _refuse(self, problems: list[str]) -> None:
+        self._service.config_errors = problems
+        for problem in problems:
+            log.error("not reloaded: %s", problem)
+        notify.ready("reload refused, running on with the old configuration")

@@ -8,39 +8,27 @@ import dataclasses
 import functools
 import logging
 import math
-import random
+import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from agent import RELEASED_MS, __version__, kernelcache
-from agent.cloud.worker import Cloud, Superseded
+from agent.cloud.worker import Cloud, Reconfigured, Superseded
 from agent.config.paths import socket_path
 from agent.config.secrets import reveal
-from agent.config.types import Config
-from agent.modbus.line import Line, ScanDone
-from agent.modbus.plan import NOTHING_LEARNT, Learnt, Request, plan_device
+from agent.config.types import Config, Secret
+from agent.modbus.line import Line
 from agent.page.front import Front
-from agent.predict.health import Health
-from agent.predict.predictor import for_config
-from agent.runtime import notify, state
+from agent.runtime import notify
 from agent.runtime.clock import Anchor, Clock, SystemClock
 from agent.runtime.doors import Doors
-from agent.runtime.loops import Loops
-from agent.runtime.pipeline import Pipeline
+from agent.runtime.plant import Plant, changed_devices
 from agent.runtime.socket import ControlSocket, SocketTaken
 from agent.runtime.supervise import Supervisor, TooManyFaults
-from agent.runtime.writer import Writer
-from agent.statefile import read_or_set_aside, write_atomic
-from agent.twin.history import History
-from agent.twin.layout import build_layout
-from agent.twin.records import Ask, Event, Key, Outcome, Snapshot
-from agent.twin.table import Twin
+from agent.twin.records import Ask, Event, Outcome, Row, Snapshot
 
 log = logging.getLogger("edgetwin")
 
@@ -51,6 +39,9 @@ FIRST_TRY = 3.0
 SCANS_WITHIN = 30.0
 """Seconds within which some scan must have ended, or three of the shortest periods where those are longer."""
 EVENTS_KEPT = 200
+CLOUD_PARTS = ("gateway", "mqtt", "commands")
+"""What of a configuration takes another link to the broker; the rest it takes while it runs."""
+LOOP_ALARM = re.compile(r"loop_[a-z]+_(.+)")
 
 
 class Service:
@@ -66,63 +57,52 @@ class Service:
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.snapshot: Snapshot | None = None
         self.config_errors: list[str] = []
-        self._last_scan = self.clock.mono()
+        self._alarms: dict[tuple[str | None, str], Event] = {}
+        self._held: list[Row | Snapshot | Event | Superseded | Reconfigured] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = 0
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._build()
 
     def _build(self) -> None:
-        config = self.config
-        self.layout = build_layout(config)
-        self.twin = Twin(self.layout)
-        self.history = History(len(self.layout.keys))
-        self.counters = state.make_counters(config, state.load_json(self.state_dir, state.COUNTERS))
-        self.learnt = state.load_learnt(config, state.load_json(self.state_dir, state.LEARNT))
-        self._build_predictor()
-        self.lines = self._build_lines()
-        self.line_of = {device: line for line in self.lines for device in line.devices}
-        self.writer = Writer(config, self.twin, self.line_of, self.clock, self.on_event)
-        self.loops = Loops(
-            config,
-            twin=self.twin,
-            write=self.writer.write,
-            forecast=self._ahead,
+        self.plant = Plant(
+            self.config,
+            state_dir=self.state_dir,
             clock=self.clock,
+            sink=self._to_cloud,
             on_event=self.on_event,
         )
-        self.loops.restore(state.load_json(self.state_dir, state.LOOPS))
+        self.cloud = self._make_cloud()
         self.doors = Doors(
-            config,
-            self.writer,
-            self.loops,
+            self.config,
+            self.plant.writer,
+            self.plant.loops,
             self.clock,
             self.status,
             self.anchor.ms,
-            on_local_change=lambda name: self.cloud.put(Superseded(name)),
+            on_local_change=lambda name: self._to_cloud(Superseded(name)),
+            relearn=lambda device: self.plant.relearn(device),
         )
-        self.cloud = Cloud(
-            config,
+        self._make_front()
+
+    def _make_cloud(self) -> Cloud:
+        return Cloud(
+            self.config,
             state_dir=self.state_dir,
-            layout=self.layout,
+            layout=self.plant.layout,
             boot=self.boot,
             clock=self.clock,
             ask=self.ask,
             on_event=self._event_from_outside,
         )
-        self.pipeline = Pipeline(
-            config,
-            self.twin,
-            predictor=self.predictor,
-            slots=self.slots,
-            health=self.health,
-            loops=self.loops,
-            history=self.history,
-            counters=self.counters,
-            sink=self.cloud.put,
-            on_event=self.on_event,
-        )
-        self._build_front()
 
-    def _build_front(self) -> None:
+    def _to_cloud(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
+        if self._held is None:
+            self.cloud.put(item)
+        else:
+            self._held.append(item)
+
+    def _make_front(self) -> None:
         config = self.config
         self.socket = ControlSocket(
             socket_path(config, self.state_dir), config_path=config.path, ask=self.ask, clock=self.clock
@@ -135,68 +115,14 @@ class Service:
             snapshot=lambda: self.snapshot,
             status=self._status_from_outside,
             events=lambda: tuple(self.events),
-            history=self.history.read,
+            history=lambda row: self.plant.history.read(row),
             ask=self.ask,
             anchor_ms=self.anchor.ms,
             clock=self.clock,
-            loops=config.loops,
+            loops=lambda: self.config.loops,
         )
 
-    def _build_predictor(self) -> None:
-        self.predictor = for_config(self.config)
-        keys = () if self.predictor is None else self.predictor.keys
-        self.slots: dict[Key, int] = {key: slot for slot, key in enumerate(keys)}
-        self.health: Health | None = None
-        if self.predictor is None:
-            return
-        self._forecast_rows = np.array([self.layout.row[key] for key in keys], dtype=np.int64)
-        self.health = Health(self.config, keys, self.predictor)
-        read_or_set_aside(self.state_dir / state.MODELS, self.predictor.restore)
-
-    def _build_lines(self) -> list[Line]:
-        by_url: dict[str, list[str]] = {}
-        for device in self.config.devices.values():
-            by_url.setdefault(device.url.text, []).append(device.name)
-        lines = []
-        for names in by_url.values():
-            devices = [self.config.devices[name] for name in names]
-            plans: dict[str, tuple[Request, ...]] = {
-                device.name: plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT), cautious=True)
-                for device in devices
-            }
-            lines.append(
-                Line(
-                    devices[0].url,
-                    devices,
-                    plans,
-                    clock=self.clock,
-                    on_reply=lambda request, reply: self.pipeline.on_reply(request, reply),
-                    on_scan=self._on_scan,
-                    on_event=self.on_event,
-                    rng=random.Random(),
-                    learnt=self.learnt,
-                    on_learnt=self._on_learnt,
-                )
-            )
-        return lines
-
     # -- what the rooms call ------------------------------------------------------------------------------------
-
-    def _on_scan(self, done: ScanDone) -> None:
-        self._last_scan = done.finished
-        self.pipeline.on_scan(done)
-
-    def _on_learnt(self, device: str, learnt: Learnt) -> None:
-        """Kept at once, by a thread: it happens seldom, and took the device's time to find out."""
-        self.learnt[device] = learnt
-        content = state.dump_learnt(self.config, self.learnt)
-        asyncio.get_running_loop().run_in_executor(None, self._guarded_save, state.LEARNT, content)
-
-    def _guarded_save(self, name: str, content: dict[str, Any]) -> None:
-        try:
-            state.save_json(self.state_dir, name, content)
-        except OSError as error:
-            log.error("%s cannot be written to %s: %s", name, self.state_dir, error.strerror or error)
 
     def on_event(self, event: Event) -> None:
         """Takes an event of the main loop: kept for the page, told to the cloud, logged."""
@@ -204,15 +130,15 @@ class Service:
         level = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}[event.severity]
         mark = "" if event.state == "raised" else "cleared: "
         log.log(level if event.state == "raised" else logging.INFO, "%s%s", mark, event.text)
-        self.cloud.put(event)
+        if event.alarm:
+            self._alarms.pop((event.device, event.name), None)
+            if event.state == "raised":
+                self._alarms[(event.device, event.name)] = event
+        self._to_cloud(event)
 
     def _event_from_outside(self, event: Event) -> None:
         """An event of the cloud thread, which publishes it by itself: kept for the page."""
         self.events.append(event)
-
-    def _ahead(self, key: Key) -> Any:
-        slot = self.slots.get(key)
-        return None if slot is None or self.predictor is None else self.predictor.ahead(slot)
 
     def ask(self, ask: Ask) -> concurrent.futures.Future[Outcome]:
         """Hands a request from another thread to the main loop."""
@@ -240,10 +166,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """The body of `edgetwin status --json`."""
-        lines = {line.url.text: line.status() for line in self.lines}
-        scans: dict[str, Any] = {}
-        for line in self.lines:
-            scans |= line.scans()
+        plant = self.plant.status()
         cloud = self.cloud.status()
         return {
             "v": 1,
@@ -253,24 +176,13 @@ class Service:
             "stream": self.cloud.stream,
             "since": self.since,
             "healthy": self.healthy(),
-            "problems": self._problems(lines, cloud),
+            "problems": self._problems(plant["lines"], cloud),
             "clock": "ok" if self.clock.wall() * 1000 >= RELEASED_MS else "unsynced",
             "kernels": kernelcache.backend(),
             "config": {"path": self.config.path, "errors": self.config_errors},
-            "lines": lines,
-            "scans": scans,
-            "loops": self.loops.status(),
+            **plant,
             "outbox": cloud["outbox"],
             "uplink": cloud["uplink"],
-            "counts": self._counts(),
-            "forecasts": {} if self.predictor is None else self.predictor.scores(),
-        }
-
-    def _counts(self) -> dict[str, int]:
-        return {
-            "values_read": self.pipeline.values_read,
-            "values_bad": self.pipeline.values_bad,
-            "forecasts": 0 if self.predictor is None else self.predictor.made,
         }
 
     def _problems(self, lines: dict[str, Any], cloud: dict[str, Any]) -> list[str]:
@@ -286,28 +198,69 @@ class Service:
         if cloud["uplink"]["state"] != "online":
             problems.append(f"broker: {cloud['uplink']['error'] or cloud['uplink']['state']}")
         problems += [
-            f"loop {name}: {view.reason}" for name, view in self.loops.views().items() if view.mode == "fail"
+            f"loop {name}: {view.reason}"
+            for name, view in self.plant.loops.views().items()
+            if view.mode == "fail"
         ]
         return problems
 
     def healthy(self) -> bool:
         """True while scans finish and the cloud thread lives; dead PLCs and brokers are problems, not ill health."""
         now = self.clock.mono()
-        fastest = min((tag.every for tag in self.layout.tags), default=math.inf)
-        return self.cloud.alive(now) and now - self._last_scan < max(SCANS_WITHIN, 3 * fastest)
+        fastest = min((tag.every for tag in self.plant.layout.tags), default=math.inf)
+        return self.cloud.alive(now) and now - self.plant.last_scan < max(SCANS_WITHIN, 3 * fastest)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    def retune(self, config: Config) -> bool:
-        """Takes a configuration that differs in parameters of loops alone, without a bump.
+    async def change(self, config: Config) -> list[str]:
+        """Takes another configuration while it runs, and touches only what differs; returns what that was, in words.
 
-        False, with nothing lost, where anything else differs: then the service has to start anew.
+        Raises SecretProblem, with nothing changed, where a secret of the new one cannot be read.
         """
-        same = dataclasses.replace(config, loops=self.config.loops) == self.config
-        if not same or config.loops.keys() != self.config.loops.keys() or self.loops.retune(config.loops):
-            return False
+        before = self.config
+        for secret in secrets_of(config):
+            reveal(secret)
+        touched = changes(before, config)
+        gone = changed_devices(before, config)
         self.config = self.doors.config = config
-        return True
+        ended = await self.plant.change(config, self._start_line)
+        self._clear_alarms(before, gone, ended)
+        if any(getattr(before, part) != getattr(config, part) for part in CLOUD_PARTS):
+            await self._replace_cloud()
+        else:
+            self._to_cloud(Reconfigured(config, self.plant.layout))
+        if before.page != config.page:
+            await self._replace_front()
+        self._take_snapshot()
+        return touched
+
+    def _clear_alarms(self, before: Config, devices: Collection[str], loops: Collection[str]) -> None:
+        """What was raised by something that is no more, or starts anew; it is raised again where it still holds."""
+        for (device, _), event in list(self._alarms.items()):
+            of_loop = LOOP_ALARM.fullmatch(event.name)
+            over = of_loop[1] in loops if of_loop and of_loop[1] in before.loops else device in devices
+            if over:
+                text = f"{event.text}: no more, the configuration changed"
+                self.on_event(dataclasses.replace(event, state="cleared", text=text, t=self.clock.mono()))
+
+    async def _replace_cloud(self) -> None:
+        """Another link: the old one says goodbye and closes the outbox; what comes meanwhile waits."""
+        in_thread = asyncio.get_running_loop().run_in_executor
+        self._held = []
+        old = self.cloud
+        await in_thread(None, functools.partial(old.stop, STOP_CLOUD))
+        self.cloud = await in_thread(None, self._make_cloud)
+        self.cloud.go_on(old)
+        self.cloud.start()
+        held, self._held = self._held, None
+        for item in held:
+            self.cloud.put(item)
+
+    async def _replace_front(self) -> None:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        await in_thread(None, self.front.stop)
+        self._make_front()
+        await in_thread(None, self.front.start)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Runs until `stop` is set; returns the exit status (1 when the program's own faults came too fast)."""
@@ -318,91 +271,85 @@ class Service:
             self.cloud.stop(0.0)
             return 1
         self.cloud.start()
-        supervisor = Supervisor(self.clock, self.loops.fault)
-        jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            **{line.url.text: line.run for line in self.lines},
-            "loops": self.loops.run,
-            "snapshots": self._snapshots,
-            "saving": self._save_daily,
-        }
+        self._stop = stop
+        self._supervisor = Supervisor(self.clock, self.plant.loops.fault)
+        for line in self.plant.lines:
+            self._start_line(line)
+        self._start("loops", self.plant.loops.run)
+        self._start("snapshots", self._snapshots)
+        self._start("saving", self._save_daily)
         if notify.watchdog_interval() is not None:
-            jobs["watchdog"] = self._watchdog
-        tasks = [asyncio.create_task(supervisor.keep(name, job), name=name) for name, job in jobs.items()]
-        stopping = asyncio.create_task(stop.wait())
+            self._start("watchdog", self._watchdog)
         await self._tell_ready()
         try:
-            await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-            faults = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            return 1 if any(isinstance(fault, TooManyFaults) for fault in faults) else 0
+            await stop.wait()
+            return self._failed
         finally:
-            stopping.cancel()
-            await self._end(tasks)
+            await self._end()
+
+    def _start_line(self, line: Line) -> None:
+        self._start(line.url.text, line.run)
+
+    def _start(self, name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(self._supervisor.keep(name, job), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A line that was closed ends; a task that failed too often ends everything."""
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), TooManyFaults):
+            self._failed = 1
+            self._stop.set()
 
     async def _tell_ready(self) -> None:
         """READY once each line has been tried: an answer or a fault, not success."""
         deadline = self.clock.mono() + FIRST_TRY
-        while self.clock.mono() < deadline and not all(line.tried for line in self.lines):
+        while self.clock.mono() < deadline and not all(line.tried for line in self.plant.lines):
             await asyncio.sleep(0.02)
-        notify.ready(f"{len(self.layout.keys)} tags on {len(self.lines)} lines")
+        notify.ready(f"{len(self.plant.layout.keys)} tags on {len(self.plant.lines)} lines")
         log.info(
             "running: gateway %s, %d devices, %d tags, %d loops",
             self.config.gateway,
             len(self.config.devices),
-            len(self.layout.keys),
+            len(self.plant.layout.keys),
             len(self.config.loops),
         )
 
-    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+    async def _end(self) -> None:
         """Loops to their stop value, lines closed, states saved, `offline` published, outbox closed: in this order."""
         notify.stopping()
         try:
-            await asyncio.wait_for(self.loops.stop(), STOP_LOOPS)
+            await asyncio.wait_for(self.plant.loops.stop(), STOP_LOOPS)
         except TimeoutError:
             log.warning("not every loop reached its stop value within %.0f s", STOP_LOOPS)
-        for line in self.lines:
+        for line in self.plant.lines:
             await line.close()
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._take_snapshot()
         in_thread = asyncio.get_running_loop().run_in_executor
-        await in_thread(None, self._write_state, *self._state())
+        await in_thread(None, self.plant.write_state, *self.plant.state())
         await in_thread(None, functools.partial(self.cloud.stop, STOP_CLOUD))
         await in_thread(None, self.front.stop)
         self.socket.remove()
         log.info("stopped")
 
     def _take_snapshot(self) -> None:
-        now = self.clock.mono()
-        states: dict[str, str] = {}
-        for line in self.lines:
-            states |= line.device_states()
-        self.snapshot = self.twin.snapshot(
-            now,
-            states=states,
-            health={} if self.health is None else self.health.views(),
-            loops=self.loops.views(),
-            loops_of=self._loops_of,
-            forecasts=None if self.predictor is None else self.predictor.forecasts(self._forecast_rows),
-        )
-        self.cloud.put(self.snapshot)
-
-    @functools.cached_property
-    def _loops_of(self) -> MappingProxyType[str, tuple[str, ...]]:
-        by_device: dict[str, tuple[str, ...]] = {}
-        for loop in self.config.loops.values():
-            by_device[loop.out[0]] = (*by_device.get(loop.out[0], ()), loop.name)
-        return MappingProxyType(by_device)
+        self.snapshot = self.plant.snapshot(self.clock.mono())
+        self._to_cloud(self.snapshot)
 
     async def _snapshots(self) -> None:
-        every = min(SNAPSHOT_EVERY, self.config.mqtt.twin_every, self.config.mqtt.forecast_every)
         due = self.clock.mono()
         while True:
+            every = min(SNAPSHOT_EVERY, self.config.mqtt.twin_every, self.config.mqtt.forecast_every)
             now = self.clock.mono()
             moved = self.anchor.refresh()
             if moved:
                 log.warning("the clock was set: %+.1f s", moved)
-            self.twin.expire(now)
+            self.plant.twin.expire(now)
             self._take_snapshot()
             due += every
             if due < now:
@@ -419,18 +366,22 @@ class Service:
     async def _save_daily(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            await asyncio.get_running_loop().run_in_executor(None, self._write_state, *self._state())
+            await asyncio.get_running_loop().run_in_executor(
+                None, self.plant.write_state, *self.plant.state()
+            )
 
-    def _state(self) -> tuple[bytes | None, dict[str, Any], dict[str, Any]]:
-        models = None if self.predictor is None else self.predictor.save()
-        return models, self.loops.save(), state.dump_counters(self.counters)
 
-    def _write_state(self, models: bytes | None, loops: dict[str, Any], counters: dict[str, Any]) -> None:
-        """Writes what `_state` gave; a full or broken disk is told, not fatal. Runs in a thread of its own."""
-        try:
-            if models is not None:
-                write_atomic(self.state_dir / state.MODELS, models)
-        except OSError as error:
-            log.error("the models cannot be written to %s: %s", self.state_dir, error.strerror or error)
-        self._guarded_save(state.LOOPS, loops)
-        self._guarded_save(state.COUNTERS, counters)
+def secrets_of(config: Config) -> list[Secret]:
+    """Every secret that a configuration names."""
+    found = [config.mqtt.password, config.commands.hmac, None if config.page is None else config.page.token]
+    return [secret for secret in found if secret is not None]
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """What differs between two configurations, in words for the log."""
+    words = []
+    for kind, old, new in (("device", before.devices, after.devices), ("loop", before.loops, after.loops)):
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        words += [f"{kind} {name}" for name in names]
+    parts = ("gateway", "mqtt", "commands", "page", "predict", "health", "log_level", "state_dir")
+    return words + [part for part in parts if getattr(before, part) != getattr(after, part)]

@@ -111,6 +111,15 @@ class Writer:
         except (LinkFault, DeviceFault) as fault:
             return Outcome(False, error=f"{name}: {fault}")
 
+    def change(self, config: Config, twin: Twin, line_of: Mapping[str, Line]) -> None:
+        """Another configuration; tags that are written as before keep their intervals and what today has used."""
+        self.config, self.twin, self.line_of = config, twin, line_of
+        self._checks.clear()
+        for (device, tag), gate in list(self._gates.items()):
+            found = config.devices[device].tags.get(tag) if device in config.devices else None
+            if found is None or found.write != gate.write:
+                del self._gates[(device, tag)]
+
     async def _wait_turn(self, name: str, gate: Gate, deadline: float) -> Outcome | None:
         gate.newest += 1
         turn = gate.newest

@@ -54,6 +54,19 @@ class History:
             high[places] = np.fmax(high[places], values)
             last[places] = np.where(np.isnan(values), last[places], values)
 
+    def go_on(self, before: History, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> None:
+        """Takes the hour of some rows from a history before this one: (rows here, rows there), shape (n,) each."""
+        here, there = self._place[rows[0]], before._place[rows[1]]
+        both = (here >= 0) & (there >= 0)
+        with before._lock:
+            self._number[:] = before._number
+            for mine, old in (
+                (self._low, before._low),
+                (self._high, before._high),
+                (self._last, before._last),
+            ):
+                mine[:, here[both]] = old[:, there[both]]
+
     def read(self, row: int) -> list[Point]:
         """The buckets of one row, oldest first; those without a value are left out.
 

@@ -77,6 +77,24 @@ class Twin:
             self.plain[row] = None
         return rows
 
+    def go_on(self, before: Twin) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Takes the values of the tags that are the same in a table before this one; returns (rows, rows there)."""
+        pairs = [
+            (row, before.layout.row[key])
+            for row, (key, tag) in enumerate(zip(self.layout.keys, self.layout.tags))
+            if key in before.layout.row and before.layout.tags[before.layout.row[key]] == tag
+        ]
+        rows = np.array([row for row, _ in pairs], dtype=np.int64)
+        there = np.array([row for _, row in pairs], dtype=np.int64)
+        self.value[rows] = before.value[there]
+        self.quality[rows] = before.quality[there]
+        self.stamps[rows] = before.stamps[there]
+        for row, old in pairs:
+            self.plain[row] = before.plain[old]
+            if old in before.total:
+                self.total[row] = before.total[old]
+        return rows, there
+
     def sample(self, key: Key) -> Sample:
         """The present value of one tag. Raises KeyError for a tag that is not in the layout."""
         row = self.layout.row[key]

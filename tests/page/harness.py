@@ -220,7 +220,7 @@ def serving(
         ask=behind.ask,
         anchor_ms=behind.ms,
         clock=behind.clock,
-        loops=behind.config.loops,
+        loops=lambda: behind.config.loops,
     )
     front.start()
     try:

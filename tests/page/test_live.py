@@ -37,7 +37,7 @@ def look(behind: Plant, **query: str) -> Look:
             ms=behind.ms,
             clock=behind.clock,
             ask=behind.ask,
-            loops=behind.config.loops,
+            loops=lambda: behind.config.loops,
         ),
         query,
     )

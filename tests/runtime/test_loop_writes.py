@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.config.types import ControllerConfig, Fail
+from agent.config.types import ControllerConfig, Fail, Tag
 from agent.runtime.writer import HEARTBEAT
 from agent.twin.records import Key, Outcome
 from tests.modbus.virtual import LoopClock, in_virtual_time
@@ -218,22 +218,47 @@ def test_a_request_is_done_whole_or_not_at_all() -> None:
     assert not rig.loops.ask("oven", mode=None, setpoint=None, remote=False).ok
 
 
-def test_retune_takes_what_it_can_and_says_what_it_cannot() -> None:
+def test_a_loop_goes_on_with_other_parameters_without_a_bump() -> None:
     async def story(rig: Rig) -> None:
         await rig.scan(4)
         before = rig.config.loops["oven"]
         faster = dataclasses.replace(before, controller=ControllerConfig(kp=3.0, ti=0.0))
-        assert rig.loops.retune({"oven": faster}) == {}
+        changed = dataclasses.replace(rig.config, loops={"oven": faster})
+        assert await rig.loops.end_for(changed) == set()
+        rig.loops.change(changed, rig.twin)
         await rig.scan(3)
         assert rig.outputs() == []
         rig.registers[("plc", "pv")] = 49.0
         await rig.scan(1)
         assert rig.outputs() == [pytest.approx(43.0)]
-        moved = dataclasses.replace(before, every=5.0)
-        assert rig.loops.retune({"oven": moved, "kiln": before}) == {
-            "oven": "every changed",
-            "kiln": "it is new",
-        }
+
+    play(story, configuration(controller=P_ONLY))
+
+
+def test_a_loop_that_cannot_go_on_ends_at_its_stop_value_and_a_new_one_starts() -> None:
+    async def story(rig: Rig) -> None:
+        await rig.scan(4)
+        before = rig.config.loops["oven"]
+        kiln = dataclasses.replace(before, name="kiln", every=5.0)
+        changed = dataclasses.replace(rig.config, loops={"kiln": kiln})
+        assert await rig.loops.end_for(changed) == {"oven"}
+        assert rig.outputs() == [7.0]
+        rig.loops.change(changed, rig.twin)
+        assert set(rig.loops.views()) == {"kiln"} and rig.loops.holder_of(("plc", "out")) == "kiln"
+
+    play(story, configuration(controller=P_ONLY, fail=Fail(on_stop=7.0)))
+
+
+def test_a_loop_ends_when_one_of_its_tags_becomes_another_register() -> None:
+    async def story(rig: Rig) -> None:
+        await rig.scan(4)
+        plc = rig.config.devices["plc"]
+        more = dataclasses.replace(plc, tags={**plc.tags, "extra": Tag("extra", "holding", 77)})
+        with_more = dataclasses.replace(rig.config, devices={"plc": more})
+        assert await rig.loops.end_for(with_more) == set()
+        pv = dataclasses.replace(plc.tags["pv"], address=2)
+        other = dataclasses.replace(plc, tags={**plc.tags, "pv": pv})
+        assert await rig.loops.end_for(dataclasses.replace(rig.config, devices={"plc": other})) == {"oven"}
 
     play(story, configuration(controller=P_ONLY))
 

@@ -1,17 +1,22 @@
-"""SIGHUP: what is wrong changes nothing, loops take their parameters while they run, the rest starts anew."""
+"""SIGHUP on a service that is built and does not run: what is wrong changes nothing, the rest touches what differs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent.config.load import load
-from agent.config.types import Config
+from agent.modbus.line import Line
 from agent.runtime.reload import Reload
 from agent.runtime.service import Service
+from agent.twin.quality import Quality
+from agent.twin.records import Event
+from tests.brokers import free_port
 
 TEXT = """
 gateway: line7
@@ -39,8 +44,9 @@ class Rig:
         config = load(str(self.path)).config
         assert config is not None
         self.service = Service(config, state_dir=folder / "state")
-        self.stop = asyncio.Event()
-        self.reload = Reload(self.service, self.stop, lambda one: one)
+        self.started: list[Line] = []
+        self.service._start_line = self.started.append  # type: ignore[method-assign]
+        self.reload = Reload(self.service, lambda one: one)
 
     def change(self, old: str, new: str) -> None:
         text = self.path.read_text()
@@ -56,46 +62,110 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+def rig(tmp_path: Path) -> Iterator[Rig]:
     made = Rig(tmp_path)
-    yield made  # type: ignore[misc]
+    yield made
     made.service.cloud.stop(0.0)
 
 
 def test_a_wrong_one_changes_nothing_and_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    before = rig.service.config
+    before, plant = rig.service.config, rig.service.plant.pipeline
     with caplog.at_level(logging.ERROR):
         rig.change("holding: 1", "holdin: 1")
-    assert rig.service.config is before and not rig.stop.is_set() and rig.reload.taken is None
+    assert rig.service.config is before and rig.service.plant.pipeline is plant
     assert "holdin" in rig.service.config_errors[0] and "holdin" in caplog.text
     rig.change("holdin: 1", "holding: 1")
     assert rig.service.config_errors == []
 
 
+def test_a_secret_that_cannot_be_read_changes_nothing(rig: Rig) -> None:
+    before, cloud = rig.service.config, rig.service.cloud
+    rig.change("page: off", "page: off\nmqtt: {username: line7, password: {env: NOT_SET_ANYWHERE}}")
+    assert rig.service.config is before and rig.service.cloud is cloud
+    assert "NOT_SET_ANYWHERE is not set" in rig.service.config_errors[0]
+
+
 def test_loops_take_parameters_while_they_run(rig: Rig) -> None:
-    loops = rig.service.loops
+    loop, line = rig.service.plant.loops._runners["oven"].loop, rig.service.plant.lines[0]
     rig.change("kp: 2", "kp: 3")
-    assert rig.service.loops is loops and not rig.stop.is_set()
-    assert rig.service.config.loops["oven"].controller.kp == 3
+    assert rig.service.plant.loops._runners["oven"].loop is loop and loop.config.controller.kp == 3
+    assert rig.service.plant.lines == [line] and not rig.started
     assert rig.service.doors.config is rig.service.config
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("holding: 0", "holding: 5"),
-        ("oven:", "kiln:"),
-        ("setpoint: 50", "every: 5s, setpoint: 50"),
-        ("gateway: line7", "gateway: line8"),
-    ],
-)
-def test_anything_else_starts_anew(rig: Rig, old: str, new: str) -> None:
-    before: Config = rig.service.config
+PAGE = f'page: {{listen: "127.0.0.1:{free_port()}"}}'
+CASES = {
+    "a tag moved": ("holding: 0", "holding: 5", {"line", "loop"}),
+    "a tag came": ("t: {holding: 0}", "t: {holding: 0}\n      v: {holding: 7}", {"line"}),
+    "another name of a loop": ("oven:", "kiln:", {"loop"}),
+    "another period of a loop": ("setpoint: 50", "every: 5s, setpoint: 50", {"loop"}),
+    "another name of the gateway": ("gateway: line7", "gateway: line8", {"cloud"}),
+    "another batch": ("page: off", "page: off\nmqtt: {batch: 5s}", {"cloud"}),
+    "no forecasts": ("page: off", "page: off\npredict: off", {"predictor"}),
+    "a page": ("page: off", PAGE, {"front"}),
+    "another device": (
+        "loops:",
+        '  other: {url: "tcp://127.0.0.1:2", tags: {a: {holding: 0}}}\nloops:',
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_what_differs_is_made_anew(rig: Rig, case: str) -> None:
+    service = rig.service
+
+    def parts() -> dict[str, object]:
+        plant = service.plant
+        return {
+            "line": plant.line_of["plc"],
+            "loop": next(iter(plant.loops._runners.values())).loop,
+            "cloud": service.cloud,
+            "front": service.front,
+            "predictor": plant.predictor and plant.predictor.keys[:1],
+        }
+
+    before = parts()
+    old, new, expected = CASES[case]
     rig.change(old, new)
-    assert rig.stop.is_set()
-    assert rig.reload.taken is not None and rig.reload.taken != before
+    after = parts()
+    assert {
+        name for name in before if before[name] is not after[name] and before[name] != after[name]
+    } == expected
+    assert {line.url.text for line in rig.started} == {
+        line.url.text for line in service.plant.lines if line is not before["line"]
+    }
+    service.front.stop()
+
+
+def test_a_device_that_stays_keeps_its_values_and_its_models(rig: Rig) -> None:
+    plant = rig.service.plant
+    row = plant.layout.row[("plc", "t")]
+    plant.twin.apply(np.array([row]), np.array([7.5]), np.zeros(1, dtype=np.uint8), [7.5], 3.0)
+    assert plant.predictor is not None
+    for i in range(40):
+        plant.predictor.update(np.array([0]), np.array([float(i % 5)]), np.array([float(i)]))
+    forecast = plant.predictor.ahead(0)[0].copy()
+    rig.change("loops:", '  other: {url: "tcp://127.0.0.1:2", tags: {a: {holding: 0}}}\nloops:')
+    assert plant.twin.sample(("plc", "t")).plain == 7.5 and plant.twin.sample(("plc", "t")).t == 3.0
+    assert plant.twin.sample(("other", "a")).quality is Quality.LINK
+    assert plant.predictor.seen(plant.slots[("plc", "t")]) == 40
+    assert plant.predictor.ahead(plant.slots[("plc", "t")])[0].tolist() == forecast.tolist()
+
+
+def test_an_alarm_of_what_is_no_more_is_cleared(rig: Rig) -> None:
+    service = rig.service
+    service.on_event(Event("plc", "link_down", "warning", "raised", "plc: no connection", 0.0, alarm=True))
+    service.on_event(Event("plc", "loop_fail_oven", "alarm", "raised", "loop oven: bad", 0.0, alarm=True))
+    rig.change("kp: 2", "kp: 4")
+    assert [event.state for event in service.events] == ["raised", "raised"]
+    rig.change("oven:", "kiln:")
+    assert [(event.name, event.state) for event in service.events][2:] == [("loop_fail_oven", "cleared")]
+    rig.change("t: {holding: 0}", "t: {holding: 0, unit: bar}")
+    assert [(event.name, event.state) for event in service.events][3:] == [("link_down", "cleared")]
 
 
 def test_nothing_changed(rig: Rig) -> None:
+    pipeline = rig.service.plant.pipeline
     rig.change("kp: 2", "kp: 2.0")
-    assert not rig.stop.is_set() and rig.reload.taken is None
+    assert rig.service.plant.pipeline is pipeline
