@@ -37,5 +37,9 @@ lock:
 	pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --strip-extras --allow-unsafe --no-header --extra demo --extra test --extra build -o requirements.lock pyproject.toml
 
+# A folder to carry to a gateway: sudo ./install.sh in it. ARGS="--machine aarch64 --python 3.13" for another machine's.
+wheelhouse: $(STAMP)
+	$(BIN)/python systemd/wheelhouse.py wheelhouse $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) wheelhouse build dist *.egg-info
