@@ -35,6 +35,8 @@ class Doors:
     wall_ms: Callable[[float], int]
     on_local_change: Callable[[str], None]
     """Told the name (as in `desired.set`) of what somebody on the spot has changed."""
+    relearn: Callable[[str], Outcome]
+    """Begins the commissioning of a device's health anew."""
 
     async def handle(self, ask: Ask) -> Outcome:
         """The answer to one request. Never raises for what the request holds."""
@@ -53,6 +55,11 @@ class Doors:
                 return await commission.ask_unit(self._lines(), **ask.extra, deadline=ask.deadline)
             case "status":
                 return Outcome(True, result=self.status())
+            case "relearn":
+                device = ask.extra["device"]
+                if device not in self.config.devices:
+                    return Outcome(False, error=f"there is no device {device!r}")
+                return self.relearn(device)
             case "whatif":
                 return Outcome(False, error="whatif is not built yet")
         return Outcome(False, error=f"unknown operation {ask.op!r}")
