@@ -1,10 +1,13 @@
 """The way of a reading: reply -> values -> twin table -> forecast -> health -> loops, and a copy to the cloud.
 
-All of it runs in the main loop, called by the lines; it does no I/O and waits for nothing.
+All of it runs in the main loop, called by the lines; it does no I/O and waits for nothing. Where one scan has more
+tags to forecast than one call does within a millisecond, the rest takes turns with whatever else the loop has to do.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -46,8 +49,25 @@ class ScanRows:
     slots: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A slice of one scan's forecasts that waits for its turn, with the values that the scan brought."""
+
+    done: ScanDone
+    slots: NDArray[np.int64]
+    values: NDArray[np.float64]
+    stamps: NDArray[np.float64]
+    inputs: NDArray[np.float64] | None
+    last: bool
+
+
+def call_soon(job: Callable[[], None]) -> None:
+    """Lets a job run in the main loop after what is due now."""
+    asyncio.get_running_loop().call_soon(job)
+
+
 class Pipeline:
-    """Takes replies and finished scans. `sink` gets each Row and must not block."""
+    """Takes replies and finished scans. `sink` gets each Row and must not block; `soon` runs a job a little later."""
 
     def __init__(
         self,
@@ -62,6 +82,7 @@ class Pipeline:
         counters: Mapping[Key, Counter],
         sink: Callable[[Row], None],
         on_event: Callable[[Event], None],
+        soon: Callable[[Callable[[], None]], None] = call_soon,
     ) -> None:
         self._devices = dict(config.devices)
         self._twin = twin
@@ -72,9 +93,12 @@ class Pipeline:
         self._counters = counters
         self._sink = sink
         self._on_event = on_event
+        self._soon = soon
+        self._turns: deque[Turn] = deque()
+        self._called = False
         self._bound: dict[Request, Bound] = {}
         self._scans = {
-            (device.name, every): self._scan_rows(device.name, every, slots)
+            (device.name, every): self._scan_rows(config, device.name, every, slots)
             for device in config.devices.values()
             for every in {tag.every for tag in device.tags.values()}
         }
@@ -83,10 +107,13 @@ class Pipeline:
         self.values_read = 0
         self.values_bad = 0
 
-    def _scan_rows(self, device: str, every: float, slots: Mapping[Key, int]) -> ScanRows:
+    def _scan_rows(self, config: Config, device: str, every: float, slots: Mapping[Key, int]) -> ScanRows:
         layout = self._twin.layout
         rows = [row for row in layout.of_device[device] if layout.tags[row].every == every]
         forecast = [row for row in rows if layout.keys[row] in slots]
+        # What loops look at comes first, so that they never wait for the turn of another tag.
+        looked_at = {loop.pv for loop in config.loops.values()}
+        forecast.sort(key=lambda row: layout.keys[row] not in looked_at)
         return ScanRows(
             np.array(rows, dtype=np.int64),
             np.array(forecast, dtype=np.int64),
@@ -130,14 +157,56 @@ class Pipeline:
         scan = self._scans[(done.device, done.every)]
         twin = self._twin
         if self._predictor is not None and scan.slots.size:
-            values = twin.value[scan.forecast_rows]
-            stamps = twin.stamps[scan.forecast_rows]
-            self._predictor.update(scan.slots, values, stamps, x=self._inputs())
-            if self._health is not None:
-                for event in self._health.update(scan.slots, values, done.finished):
-                    self._on_event(event)
+            self._foretell(done, scan)
         self._history.add(scan.rows, twin.value[scan.rows], done.finished)
         self._loops.on_scan(done.device)
+
+    def _foretell(self, done: ScanDone, scan: ScanRows) -> None:
+        """Forecasts and health: the first slice now, the others in their turn."""
+        if any(turn.done.device == done.device and turn.done.every == done.every for turn in self._turns):
+            self.settle()  # the machine is too slow for its tags: no scan may overtake the one before
+        values = self._twin.value[scan.forecast_rows]
+        stamps = self._twin.stamps[scan.forecast_rows]
+        count, inputs = len(scan.slots), self._inputs()
+        for part in Predictor.parts(count):
+            last = part.stop == count
+            turn = Turn(done, scan.slots[part], values[part], stamps[part], inputs, last)
+            if part.start == 0:
+                self._take(turn)
+            else:
+                self._turns.append(turn)
+        self._call_turn()
+
+    def _call_turn(self) -> None:
+        # One at a time: jobs that are called together run together, and no line would be served between them.
+        if self._turns and not self._called:
+            self._called = True
+            self._soon(self._next_turn)
+
+    def _take(self, turn: Turn) -> None:
+        assert self._predictor is not None
+        self._predictor.update(turn.slots, turn.values, turn.stamps, x=turn.inputs)
+        if self._health is None:
+            return
+        t = turn.done.finished
+        events = self._health.update(turn.slots, turn.values, t, weigh=False)
+        if turn.last:
+            events += self._health.weigh(turn.done.device, t)
+        for event in events:
+            self._on_event(event)
+
+    def _next_turn(self) -> None:
+        self._called = False
+        try:
+            if self._turns:
+                self._take(self._turns.popleft())
+        finally:
+            self._call_turn()
+
+    def settle(self) -> None:
+        """Does at once what waits for its turn."""
+        while self._turns:
+            self._take(self._turns.popleft())
 
     def _inputs(self) -> NDArray[np.float64] | None:
         return self._twin.value[self._input_rows] if self._input_rows.size else None

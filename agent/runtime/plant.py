@@ -254,6 +254,7 @@ class Plant:
 
     def _change_tables(self, before: Config) -> None:
         """Tables and models for the new configuration; what both have goes on with its values."""
+        self.pipeline.settle()
         twin, history, predictor, health = self.twin, self.history, self.predictor, self.health
         self.learnt = state.load_learnt(self.config, state.dump_learnt(before, self.learnt))
         self._lay_out(state.dump_counters(self.counters))
