@@ -30,6 +30,8 @@ REQUEST_CHARACTERS, REPLY_CHARACTERS = 8, 5
 FIXED_GAP_MS = 1.75
 """The 3.5-character gap is 1.75 ms above 19,200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
 
+SUPPOSED = "  as if its SunSpec chain began at 40000 with a common model of 66 registers; `run` and `read` walk the chain"
+
 Span = tuple[int, int]
 """(first address, address after the last)."""
 
@@ -402,6 +404,8 @@ def text(config: Config) -> list[str]:
             f"{name}  {device.url.text} unit {device.unit}: {len(plan['requests'])} requests, {read} words read, "
             f"{wanted} wanted, about {plan['cycle_ms']:g} ms of {plan['period_ms']:g} ms"
         )
+        if any(tag.sunspec is not None for tag in device.tags.values()):
+            lines.append(SUPPOSED)
         lines += [
             f"  {request['table']} {request['address']}-{request['address'] + request['count'] - 1}"
             f" ({request['count']}, {request['wanted']} wanted) every {request['every']}"

@@ -89,7 +89,7 @@ def laid(words: dict[int, list[int]]) -> dict[int, int]:
 
 
 def test_the_profiles_that_are_there() -> None:
-    assert set(shipped()) == {"eastron-sdm120", "eastron-sdm630", "carlo-gavazzi-em24", "sunspec"}
+    assert set(shipped()) == {"eastron-sdm120", "eastron-sdm630", "carlo-gavazzi-em24", "sunspec", "sunspec-float"}
     assert all(path.parent == SHIPPED for path in shipped().values())
 
 
@@ -215,7 +215,7 @@ def test_sunspec() -> None:
     device = device_of("sunspec")
     values = polled(device, Make(3, words))
     wanted = {
-        "sunspec": 0x53756E53, "common_model": 1, "common_length": 66, "maker": "ACME", "product": "Sun 5",
+        "common_length": 66, "maker": "ACME", "product": "Sun 5",
         "version": "1.2", "serial_number": "SN77", "device_address": 1, "model": 103, "model_length": 50,
         "current": 12.34, "current_l2": 4.12, "voltage_l1_l2": 400.0, "voltage_l3": 230.7, "active_power": -10000.0,
         "frequency": 50.01, "apparent_power": 9000.0, "power_factor": 99.0, "energy": 1234567.0, "dc_current": 5.5,

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config.sunspec import Model, at_usual_places
-from agent.config.types import Avoid, Device, SunSpec, Tag, Url
+from agent.config.types import Avoid, Config, Device, SunSpec, Tag, Url
+from agent.modbus.plan import SUPPOSED, text
 from agent.modbus.sunspec import MOST_MODELS, Chain, marks, placed, profile_of, walk
 
 SUNS = [0x5375, 0x6E53]
@@ -224,3 +225,10 @@ def test_the_profile_of_a_chain() -> None:
     assert profile_of(CHAIN) == "sunspec"
     assert profile_of(Chain(0, (Model(1, 2, 66), Model(113, 70, 60)))) == "sunspec-float"
     assert profile_of(Chain(0, (Model(1, 2, 66),))) is None
+
+
+def test_the_plan_says_what_it_supposes() -> None:
+    one = device(SunSpec(103, 103, 14))
+    lines = text(Config("c.yaml", None, None, devices={"d": one, "e": dataclasses.replace(one, tags={})}))
+    assert lines.count(SUPPOSED) == 1
+    assert lines.index(SUPPOSED) == 1

@@ -7,6 +7,8 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
+import pytest
+
 from agent.cli.read import lines_of
 from agent.config.load import parse
 from agent.config.types import Config
@@ -111,3 +113,93 @@ def test_the_simulator_has_a_chain_and_moving_values() -> None:
     assert got.error is None
     assert {one.quality for one in got.tags.values()} == {Quality.GOOD}
     assert got.tags["model"].plain == 103
+
+
+# -- the shipped profiles -------------------------------------------------------------------------------------------
+
+SUNS = [0x5375, 0x6E53]
+
+
+def text(letters: str, registers: int) -> list[int]:
+    return list(struct.unpack(f">{registers}H", letters.encode().ljust(2 * registers, b"\0")))
+
+
+def common(length: int) -> list[int]:
+    body = [*text("ACME", 16), *text("Sun 5", 16), *text("", 8), *text("1.2", 8), *text("SN77", 16), 3, 0]
+    return [1, length, *body[:length]]
+
+
+def chained(base: int, *models: list[int]) -> dict[int, int]:
+    return laid((base, [*SUNS, *(word for model in models for word in model), 0xFFFF, 0]))
+
+
+INTEGERS = [
+    410, 410, 0xFFFF, 0xFFFF, 0xFFFE,  # A: 4.10, one phase
+    0xFFFF, 0xFFFF, 0xFFFF, 2305, 0xFFFF, 0xFFFF, 0xFFFF,  # V: 230.5 against the neutral
+    0xFC18, 1, 5001, 0xFFFE, 0x8000, 0x8000, 0x8000, 0x8000, 0x8000, 0x8000,  # W: -1000 x 10; Hz: 50.01
+    0, 0, 0, 0xFFFF, 0x8000, 0xFFFF, 0x8000, 0x8000, 0x8000,  # no energy: an accumulator of 0
+    455, 0x8000, 0x8000, 0x8000, 0xFFFF, 4, 0xFFFF, 0, 2, *[0] * 10,
+]  # fmt: skip
+NAN = float("nan")
+FLOATS = [
+    *struct.unpack(
+        ">46H",
+        struct.pack(
+            ">23f", 4.5, 4.5, NAN, NAN, NAN, NAN, NAN, 230.5, NAN, NAN, -1000.0, 50.0, NAN, NAN, 0.5, 12345.0,
+            NAN, NAN, NAN, 45.5, NAN, NAN, -0.5,
+        ),
+    ),
+    4, 0xFFFF, 0, 2, *[0] * 10,
+]  # fmt: skip
+assert (len(INTEGERS), len(FLOATS)) == (50, 60)
+
+
+@pytest.mark.parametrize(("base", "length"), [(40000, 66), (40000, 65), (50000, 66), (0, 65)])
+@pytest.mark.parametrize("number", [101, 102, 103])
+def test_profile_sunspec(base: int, length: int, number: int) -> None:
+    words = chained(base, common(length), [number, 50, *INTEGERS], [120, 26, *[0] * 26])
+    got = polled(makes(words), profile="sunspec")
+    assert got.error is None
+    values = {name: one.plain for name, one in got.tags.items() if one.plain is not None}
+    assert values == {
+        "common_length": length, "maker": "ACME", "product": "Sun 5", "options": "", "version": "1.2",
+        "serial_number": "SN77", "device_address": 3, "model": number, "model_length": 50,
+        "current": 4.1, "current_l1": 4.1, "current_sf": -2, "voltage_l1": 230.5, "voltage_sf": -1,
+        "active_power": -10000.0, "active_power_sf": 1, "frequency": 50.01, "frequency_sf": -2, "energy_sf": 0,
+        "cabinet_temperature": 45.5, "temperature_sf": -1, "state": 4, "events": 2,
+    }  # fmt: skip
+    assert {one.quality for name, one in got.tags.items() if name not in values} == {Quality.MISSING}
+    # value and power of ten came in one reply
+    [inverter] = [request for request, _ in got.replies if "active_power" in request.tags]
+    assert {"active_power_sf", "current", "current_sf", "temperature_sf"} <= set(inverter.tags)
+
+
+@pytest.mark.parametrize(("base", "length"), [(40000, 66), (40000, 65), (50000, 65), (0, 66)])
+@pytest.mark.parametrize("number", [111, 113])
+def test_profile_sunspec_float(base: int, length: int, number: int) -> None:
+    words = chained(base, common(length), [number, 60, *FLOATS])
+    got = polled(makes(words), profile="sunspec-float")
+    assert got.error is None
+    values = {name: one.plain for name, one in got.tags.items() if one.plain is not None}
+    assert values == {
+        "common_length": length, "maker": "ACME", "product": "Sun 5", "options": "", "version": "1.2",
+        "serial_number": "SN77", "device_address": 3, "model": number, "model_length": 60,
+        "current": 4.5, "current_l1": 4.5, "voltage_l1": 230.5, "active_power": -1000.0, "frequency": 50.0,
+        "power_factor": 0.5, "energy": 12345.0, "cabinet_temperature": 45.5, "other_temperature": -0.5,
+        "state": 4, "events": 2,
+    }  # fmt: skip
+    assert {one.quality for name, one in got.tags.items() if name not in values} == {Quality.MISSING}
+
+
+@pytest.mark.parametrize(
+    ("profile", "number", "body", "other"),
+    [("sunspec", 113, FLOATS, "sunspec-float"), ("sunspec-float", 103, INTEGERS, "sunspec")],
+)
+def test_the_wrong_profile_names_the_right_one(
+    profile: str, number: int, body: list[int], other: str
+) -> None:
+    got = polled(makes(chained(40000, common(66), [number, len(body), *body])), profile=profile)
+    assert got.error is not None
+    assert got.error.endswith(f"there are 1, {number}; profile {other} has them")
+    assert got.tags["maker"].plain == "ACME"
+    assert got.tags["active_power"].quality is Quality.ILLEGAL
