@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from agent.config import sunspec
+from agent.config import sunspec, tls
 from agent.config import tags as tag_builder
 from agent.config.kinds import Block
 from agent.config.scalars import Wrong
@@ -33,6 +33,7 @@ def build(blocks: Block, found: Findings) -> Mapping[str, Device]:
         if device is not None:
             devices[name] = device
     _check_lines(devices, blocks, found)
+    tls.check_agreement(devices, blocks, found)
     _warn_same_unit(devices, blocks, found)
     _check_shared_bits(devices, blocks, found)
     return MappingProxyType(devices)
@@ -55,6 +56,7 @@ def _device(name: str, block: Block, found: Findings) -> Device | None:
         url=url or Url("", "tcp"),
         limits=_limits(block.get("limits"), found),
         retry=_retry(block.get("retry"), found),
+        tls=tls.build(block.get("tls"), url, block, found),
         avoid=tuple(avoid for avoid, _ in block.get("avoid", ())),
         accept=tuple(dict.fromkeys(word for word, _ in block.get("accept", ()))),
         tags=MappingProxyType(tags),

@@ -202,6 +202,19 @@ TAG = _section(
     }
 )
 
+TLS = _section(
+    {
+        "ca": _key(FILE, None, "certificates that sign the device's (PEM); the system's without it"),
+        "cert": _key(FILE, None, "the agent's own certificate (PEM), where the device wants one"),
+        "key": _key(FILE, None, "the key of cert (PEM), without a passphrase"),
+        "name": _key(
+            Text("a host name or address", r"[A-Za-z0-9_.:-]+"),
+            None,
+            "the name in the device's certificate; the host of the url without it",
+        ),
+    }
+)
+
 DEVICE = _section(
     {
         "url": _key(
@@ -216,6 +229,7 @@ DEVICE = _section(
         "order": _key(Choice(ORDERS), "ABCD", "order of bytes and words"),
         "limits": _key(LIMITS, None, "what the device bears"),
         "retry": _key(RETRY, None, "how a silent unit is tried again"),
+        "tls": _key(TLS, None, "certificates for tls://"),
         "avoid": _key(Items(AvoidText()), None, "addresses that are never touched"),
         "accept": _key(
             Items(Choice(("transaction", "unit"))),
@@ -237,7 +251,7 @@ DEVICE = _section(
 )
 
 PROFILE = Section(
-    {key: field for key, field in DEVICE.fields.items() if key not in ("url", "unit", "profile")},
+    {key: field for key, field in DEVICE.fields.items() if key not in ("url", "unit", "tls", "profile")},
     "the keys of a device, without url and unit",
 )
 """A file that `profile` names."""

@@ -124,6 +124,16 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Certificates for tls:// (PEM files). ca None: those of the system; name None: the host of the url."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Avoid:
     """An inclusive range of addresses that is never read."""
 
@@ -157,6 +167,7 @@ class Device:
     order: str = "ABCD"
     limits: Limits = Limits()
     retry: Retry = Retry()
+    tls: TlsConfig = TlsConfig()
     avoid: tuple[Avoid, ...] = ()
     accept: tuple[str, ...] = ()
     on_loss: OnLoss = "unknown"

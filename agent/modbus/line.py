@@ -94,6 +94,7 @@ class Line:
             on_late=self.late,
             accept=frozenset(word for device in devices for word in device.accept),
             settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
+            tls=devices[0].tls,
         )
         self._keeper = Keeper(connection, clock=clock, rng=rng, changed=self._wake.set)
         self._caller = Caller(

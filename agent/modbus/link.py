@@ -25,7 +25,8 @@ from pymodbus.transport import CommParams
 from pymodbus.transport.serialtransport import SerialTransport
 from serial.tools import list_ports
 
-from agent.config.types import Url
+from agent.config.types import TlsConfig, Url
+from agent.modbus import secure
 from agent.modbus.asks import LOOPBACK, READS, WRITE_COIL, Answer, Ask, ask
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import MbapFramer, RtuFramer, StrictTransactions
@@ -53,7 +54,7 @@ RESOLVERS = concurrent.futures.ThreadPoolExecutor(4, "resolve")
 class Link:
     """One transport for one Url. `on_lost` and `on_late` as in StrictTransactions.
 
-    `accept` as the key of a device; `settle` seconds pass after each connecting before the first request.
+    `accept` and `tls` as the keys of a device; `settle` seconds pass after each connecting before the first request.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Link:
         on_late: Callable[[int, float], None],
         accept: frozenset[str] = frozenset(),
         settle: float = 0.0,
+        tls: TlsConfig | None = None,
     ) -> None:
         self.url = url
+        self._tls = tls or TlsConfig()
         self._settle = settle
         self._clock = clock
         self._on_lost = on_lost
@@ -98,10 +101,9 @@ class Link:
         except TimeoutError:
             self.close()
             raise LinkFault(f"{self.url.text}: no connection within {timeout:.1f} s") from None
-        except ssl.SSLError as error:
+        except (ssl.SSLError, secure.Unusable) as error:
             self.close()
-            reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
-            raise LinkFault(f"{self.url.text}: TLS: {reason}") from None
+            raise LinkFault(f"{self.url.text}: {secure.why(error, self._tls)}") from None
         except termios.error as error:
             self.close()
             words = (
@@ -155,7 +157,9 @@ class Link:
                 host, baudrate=url.baud, parity=url.parity, stopbits=url.stopbits, **common
             ).comm_params
         if url.scheme == "tls":
-            return AsyncModbusTlsClient(host, port=url.port, sslctx=_tls(), **common).comm_params
+            return AsyncModbusTlsClient(
+                host, port=url.port, sslctx=secure.tls_context(self._tls), **common
+            ).comm_params
         framer = FramerType.RTU if self._rtu else FramerType.SOCKET
         return AsyncModbusTcpClient(host, port=url.port, framer=framer, **common).comm_params
 
@@ -223,10 +227,15 @@ class Link:
             return f"the name {self.url.host} is not known ({error.strerror})"
         if isinstance(error, ConnectionRefusedError):
             return "connection refused"
+        if self.url.scheme == "tls" and isinstance(error, ConnectionError):
+            return secure.ended(self._tls)
         return error.strerror or str(error)
 
     def _lost(self, words: str) -> None:
         self._remember_echo()
+        if self.url.scheme == "tls":
+            heard = self._now is not None and self._now.last_byte > 0.0
+            words = secure.reworded(words, self._tls, heard=heard)
         self._on_lost(f"{self.url.text}: {words}")
 
     def _remember_echo(self) -> None:
@@ -369,12 +378,6 @@ def _tune(transport: asyncio.BaseTransport) -> None:
         (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS),
     ):
         sock.setsockopt(level, option, value)
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """The system's certificates (or SSL_CERT_FILE), host names checked."""
-    return ssl.create_default_context()
 
 
 def _parity(url: Url) -> str:

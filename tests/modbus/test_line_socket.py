@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.config.types import Device, Limits, Tag, Url
-from agent.modbus import link
+from agent.modbus import secure
 from agent.modbus.codec import WireWrite
 from agent.modbus.line import Line, Reply, ScanDone
 from agent.modbus.plan import Request
@@ -262,8 +262,8 @@ def test_modbus_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         await server.stop()
 
     for trusted in (False, True):
-        link._tls.cache_clear()
+        secure._loaded.cache_clear()
         if trusted:
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         asyncio.run(test())
-    link._tls.cache_clear()
+    secure._loaded.cache_clear()
