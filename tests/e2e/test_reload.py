@@ -1,0 +1,150 @@
+"""SIGHUP under load: one of 20 devices changes, and nothing that can be seen happens to the other 19."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.books import Reader
+from tests.brokers import Mosquitto
+
+pytestmark = pytest.mark.process
+DEVICES = 20
+EVERY = 0.2
+CHANGED = "plc7"
+
+
+class Plcs:
+    """Holding registers that hold their own address, behind `ports` ports; counts the connections of each."""
+
+    def __init__(self, ports: int) -> None:
+        self.connections: Counter[int] = Counter()
+        self._servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(ports)]
+        self.ports = [server.getsockname()[1] for server in self._servers]
+        for server in self._servers:
+            threading.Thread(target=self._accept, args=(server,), daemon=True).start()
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            self.connections[server.getsockname()[1]] += 1
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, connection.makefile("rb") as stream:
+            while len(head := stream.read(7)) == 7:
+                tid, _, length, unit = struct.unpack(">HHHB", head)
+                _, address, count = struct.unpack(">BHH", stream.read(length - 1))
+                words = [address + i & 0xFFFF for i in range(count)]
+                pdu = struct.pack(f">BB{count}H", 3, 2 * count, *words)
+                connection.sendall(struct.pack(">HHHB", tid, 0, len(pdu) + 1, unit) + pdu)
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+def configuration(folder: Path, broker: int, urls: list[str], **other: str) -> str:
+    """Twenty devices of three tags; `other` are whole blocks in place of a device's tags."""
+    tags = "{a: {holding: 10}, b: {holding: 11}, c: {holding: 30}}"
+    devices = "".join(
+        f"  plc{i}: {{url: '{url}', unit: {i + 1}, every: {EVERY}s, tags: {other.get(f'plc{i}', tags)}}}\n"
+        for i, url in enumerate(urls)
+    )
+    mqtt = f"{{url: 'mqtt://127.0.0.1:{broker}', batch: 400ms, twin_every: 1s}}"
+    return f"gateway: line7\nstate_dir: {folder}/state\npage: off\nmqtt: {mqtt}\ndevices:\n{devices}"
+
+
+class Agent:
+    def __init__(self, folder: Path, text: str) -> None:
+        self.config = folder / "config.yaml"
+        self.log = folder / "daemon.log"
+        self.config.write_text(text)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", str(self.config)], stderr=log, stdout=log
+            )
+
+    def reload(self, text: str) -> None:
+        """Another configuration; returns when the agent says what became of it."""
+        before = self.log.read_text().count("eloaded:")
+        self.config.write_text(text)
+        self.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while self.log.read_text().count("eloaded:") == before:
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
+    def status(self) -> dict[str, dict[str, dict[str, int]]]:
+        words = [sys.executable, "-m", "agent", "status", str(self.config), "--json"]
+        body: dict[str, dict[str, dict[str, int]]] = json.loads(
+            subprocess.run(words, capture_output=True, text=True, timeout=30).stdout
+        )
+        return body
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path) as made:
+        yield made
+
+
+def wait_for(reader: Reader, batches: int) -> None:
+    """Listens until each device has sent so many batches."""
+
+    def there() -> bool:
+        sent = Counter(device for device, _, _ in reader.books.have)
+        return len(sent) == DEVICES and min(sent.values()) >= batches
+
+    reader.until(there, 60, f"{batches} batches of each device")
+
+
+@pytest.mark.parametrize("lines", [20], ids=["a line each"])
+def test_one_of_twenty_devices_changes(tmp_path: Path, broker: Mosquitto, lines: int) -> None:
+    plcs = Plcs(lines)
+    urls = [f"tcp://127.0.0.1:{plcs.ports[i % lines]}" for i in range(DEVICES)]
+    agent = Agent(tmp_path, configuration(tmp_path, broker.port, urls))
+    try:
+        with Reader(broker.port) as reader:
+            wait_for(reader, 3)
+            before, sockets = agent.status(), Counter(plcs.connections)
+            other = {CHANGED: "{a: {holding: 10}, d: {holding: 40}}"}
+            agent.reload(configuration(tmp_path, broker.port, urls, **other))
+            sent = Counter(device for device, _, _ in reader.books.have)
+            wait_for(reader, max(sent.values()) + 4)
+            after = agent.status()
+            books = reader.books
+    finally:
+        agent.end()
+        plcs.close()
+    assert "reloaded: device plc7" in agent.log.read_text()
+    reopened = {port for port in plcs.ports if plcs.connections[port] != sockets[port]}
+    assert reopened == (set() if lines == 1 else {plcs.ports[7]})
+    assert books.gaps == set()
+    for device in (f"plc{i}" for i in range(DEVICES)):
+        seqs = sorted(seq for name, _, seq in books.have if name == device)
+        assert seqs == list(range(1, len(seqs) + 1)), device
+        if device != CHANGED:
+            scan = f"{device}/{EVERY * 1000:.0f}ms"
+            assert after["scans"][scan]["done"] > before["scans"][scan]["done"], device
+            assert after["scans"][scan]["overruns"] <= before["scans"][scan]["overruns"] + 1, device
+    assert before["boot"] == after["boot"]
