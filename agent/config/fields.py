@@ -42,11 +42,6 @@ NOT_BUILT: Mapping[str, Any] = MappingProxyType(
     {
         "mqtt.sparkplug": False,
         "mqtt.homeassistant": False,
-        "loops.*.controller.type": "pid",
-        "loops.*.model.k": 1,
-        "loops.*.model.bias": 0,
-        "loops.*.model.integrating": False,
-        "loops.*.model.grade": "poor",
     }
 )
 """Keys of features that are not built yet -> the value that is fine all the same; `run` refuses any other."""
@@ -299,8 +294,14 @@ HEALTH = _section(
 
 CONTROLLER = _section(
     {
-        "type": _key(Choice(("pid", "predictive")), "pid", "pid; predictive is not built yet"),
-        "kp": _key(Number(least=0), "1", "gain, output per unit of the pv"),
+        "type": _key(
+            Choice(("pid", "predictive")), "pid", "predictive: with a model that can be trusted, else pid"
+        ),
+        "kp": _key(
+            Number(least=0),
+            "1",
+            "gain, output per unit of the pv; predictive takes its PID's from the model without it",
+        ),
         "ti": _key(WAITING, "60s", "integral time; 0s: none"),
         "td": _key(WAITING, "0s", "derivative time"),
         "b": _key(Number(least=0, most=1), "0.7", "weight of the setpoint in the proportional part"),
@@ -311,13 +312,14 @@ CONTROLLER = _section(
 
 MODEL = _section(
     {
-        "k": _key(Number(), "1", "gain, pv per output; not built yet"),
+        "k": _key(Number(), "1", "gain, pv per output; integrating: per second too"),
         "t1": _key(COUNTING, "1s", "time constant"),
         "t2": _key(WAITING, "0s", "second time constant"),
         "delay": _key(WAITING, "0s", "dead time"),
-        "bias": _key(Number(), "0", "pv at output 0; not built yet"),
-        "integrating": _key(Bool(), "false", "the pv runs on instead of settling; not built yet"),
-        "grade": _key(Choice(("good", "fair", "poor")), "poor", "how far it can be trusted; not built yet"),
+        "bias": _key(Number(), "0", "pv at output 0; integrating: the output at rest"),
+        "integrating": _key(Bool(), "false", "the pv runs on instead of settling"),
+        "grade": _key(Choice(("good", "fair", "poor")), "poor", "how far it can be trusted"),
+        "noise": _key(Number(least=0), "0", "standard deviation of the pv at rest; 0: not known"),
     }
 )
 

@@ -138,8 +138,8 @@ class _Loop:
             setpoint=setpoint,
             limits=limits,
             every=block.get("every", pv[1].every),
-            controller=ControllerConfig(**block.get("controller", {})),
-            model=ModelConfig(**block["model"]) if "model" in block else None,
+            controller=self._controller(),
+            model=self._model(),
             feed_forward=feed_forward,
             fail=fail,
             heartbeat=heartbeat,
@@ -147,6 +147,35 @@ class _Loop:
             remote=frozenset(word for word, _ in block.get("remote", ())),
             **plain,
         )
+
+    def _controller(self) -> ControllerConfig:
+        given = self.block.get("controller", {})
+        if given and given.get("type") == "predictive":
+            if "model" not in self.block.keys_at:
+                what = "predictive, and there is no model to predict with"
+                self.found.add(
+                    given.at["type"], f"{given.path}.type", what, "add model: {k: 1.2, t1: 40s, delay: 5s}"
+                )
+            return ControllerConfig(**{"kp": 0.0, **given})  # 0: the gains that suit the model
+        return ControllerConfig(**given)
+
+    def _model(self) -> ModelConfig | None:
+        given: Block | None = self.block.get("model")
+        if given is None:
+            return None
+        model = ModelConfig(**given)
+        path = f"{given.path}.k"
+        if "k" in given and (model.k > 0.0) != (self.block.get("action", "reverse") == "reverse"):
+            action = "direct" if model.k > 0.0 else "reverse"
+            other = "reverse" if model.k > 0.0 else "direct"
+            what = f"a gain of {model.k:g} does not go with action {action}"
+            self.found.add(given.at["k"], path, what, f"write action: {other}, or mend the sign")
+        controller = self.block.get("controller", {})
+        if controller and controller.get("type") == "predictive" and model.grade == "poor":
+            what = "the model's grade is poor, so this loop runs its PID"
+            hint = "let edgetwin tune find a better model"
+            self.found.add(given.place("grade"), f"{given.path}.grade", what, hint, "warning")
+        return model
 
     def _setpoint(self) -> float | Key | None:
         if "setpoint" not in self.block:

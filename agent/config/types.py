@@ -255,7 +255,7 @@ class HealthConfig:
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
     type: Literal["pid", "predictive"] = "pid"
-    kp: float = 1.0
+    kp: float = 1.0  # 0 with predictive: kp, ti and td that suit the model
     ti: float = 60.0
     td: float = 0.0
     b: float = 0.7
@@ -272,6 +272,7 @@ class ModelConfig:
     bias: float = 0.0
     integrating: bool = False
     grade: Literal["good", "fair", "poor"] = "poor"
+    noise: float = 0.0  # standard deviation of the pv at rest; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

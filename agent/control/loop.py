@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.config.types import LoopConfig
 from agent.control.output import MISMATCHES, Output
-from agent.control.pid import Pid
+from agent.control.predictive import controller_for, retuned
 from agent.control.shape import FeedForward, Setpoint, within
 from agent.control.signals import Inputs, Sample, Step
 from agent.control.timing import Grid, Heart
@@ -67,7 +67,7 @@ class Loop:
         self._grid = Grid(config.every, pv_period)
         self._heart = None if config.heartbeat is None else Heart(config.heartbeat.timeout, *beats)
         self._period = max(config.every, pv_period)
-        self._pid = Pid(config, self._period)
+        self._controller = controller_for(config, self._period)
         self._feed_forward = FeedForward()
         self._gave_way = False
         self._fail_write: float | None = None
@@ -97,7 +97,7 @@ class Loop:
         self._count(now, inputs)
         self.setpoint.move(self.config, inputs.setpoint, elapsed, ramping=self.engaged)
         if self._feed_forward.move(self.config, inputs.feed_forward, elapsed) and self.engaged:
-            self._pid.absorb(self._feed_forward.value)
+            self._controller.absorb(self._feed_forward.value)
         return self._act(now, inputs, elapsed)
 
     def on_tick(self, now: float) -> Step:
@@ -144,8 +144,9 @@ class Loop:
         if problem or not inputs.pv.good:
             self.reason = problem or "PV not good"
             return Step()  # shadow with a problem, or a bad scan or two: nothing moves
-        self.reason = self._output.error
-        return self._control(inputs, elapsed)
+        step = self._control(inputs, elapsed)
+        self.reason = self._output.error or self._controller.reason
+        return step
 
     def _problem(self, now: float, inputs: Inputs) -> str | None:
         """Why the loop must not act."""
@@ -225,8 +226,11 @@ class Loop:
         self._controlled = inputs.pv.t
         if config.ramp is not None:
             self.setpoint.value = within(inputs.pv.value, config.setpoint_limits)
-        self._pid.take_over(self.out, self.setpoint.value, inputs.pv.value, self._feed_forward.value)
+        self._controller.take_over(self.out, self.setpoint.value, inputs.pv.value, self._feed_forward.value)
         self.limited = self.out != out.value
+        self.reason = self._controller.reason
+        if self.reason is not None:
+            self._notes.append(self._event("loop_controller", "warning", "raised", self.reason, now))
         if self.limited and self.mode == "auto":
             return Step(write=self.out)  # it stood outside the loop's limits, which hold always
         return Step()
@@ -248,13 +252,17 @@ class Loop:
         pushed = self._output.pushed()
         missed = self._output.missed()
         if self.mode == "auto" and pushed is not None:
-            self._pid.pushed_to(within(pushed, config.limits))
+            self._controller.pushed_to(within(pushed, config.limits))
         elif self.mode == "auto" and missed is not None:
-            self._pid.stayed_at(within(missed, config.limits))
+            self._controller.stayed_at(within(missed, config.limits))
         dt = inputs.pv.t - self._controlled
         self._controlled = inputs.pv.t
-        self.out = self._pid.step(self.setpoint.value, inputs.pv.value, self._feed_forward.value, dt, elapsed)
-        self.limited = self._pid.limited
+        self.out = self._controller.step(
+            self.setpoint.value, inputs.pv.value, self._feed_forward.value, dt, elapsed
+        )
+        self.limited = self._controller.limited
+        if self.mode == "auto" and (why := self._controller.fall_back()):
+            self._notes.append(self._event("loop_controller", "warning", "raised", why, inputs.pv.t))
         change = abs(self.out - self._output.written)
         settled = pushed is None and change <= max(config.deadband, self._quantum / 2)
         if self.mode == "shadow" or settled:
@@ -333,6 +341,7 @@ class Loop:
             self._forget_samples()
         self.mode = mode
         self.engaged = self.limited = False
+        self._controller.trust_again()
         self._output.forget(now)
         self._waiting_since = math.nan
         self.reason = STARTING if mode == "auto" else None
@@ -365,9 +374,9 @@ class Loop:
             self.setpoint.target = config.setpoint
         before = self.config
         self.config = config
-        self._pid.set_parameters(config, self._period)
+        self._controller = retuned(self._controller, config, self._period)
         if config.feed_forward != before.feed_forward:
-            self._pid.absorb(-self._feed_forward.value)
+            self._controller.absorb(-self._feed_forward.value)
             self._feed_forward = FeedForward()
         return None
 

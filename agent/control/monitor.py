@@ -15,6 +15,8 @@ TOO_STRONG = 2.5
 """Bounds of the gain that shows, over the model's. A load that is being rejected pulls it below 1, never that far."""
 CLEAR = 10.0
 """Standard deviations of the noise that the controller's own moves must have moved the PV before that is judged."""
+SMOOTHING = 1.0 / 48.0
+"""Of the window: time constant behind which the error's sign is taken, so that noise crosses nothing."""
 LASTING = 1.0 / 12.0
 """Of the window, for which the gain must show to be wrong: a delay that is a little wrong looks like that at first."""
 
@@ -32,7 +34,7 @@ class Monitor:
         self._t = 0.0
         self._setpoint, self._pv = setpoint, pv
         self._step = abs(setpoint - pv) if math.isfinite(setpoint - pv) else 0.0
-        self._sign = 0
+        self._sign, self._error = 0, setpoint - pv if math.isfinite(setpoint - pv) else 0.0
         self._crossings: deque[float] = deque()
         self._wrong_for = self._alone = self._moved = self._answered = 0.0
 
@@ -46,7 +48,7 @@ class Monitor:
         kept = math.exp(-dt / self._window)
         self._moved = kept * self._moved + moved * moved
         self._answered = kept * self._answered + moved * change
-        if self._oscillates(setpoint, pv):
+        if self._oscillates(dt, setpoint, pv):
             return "the loop oscillates"
         wrong = self._wrong_gain()
         self._wrong_for = self._wrong_for + dt if wrong else 0.0
@@ -60,15 +62,16 @@ class Monitor:
                 return "the PV moves far more than the model says"
         return None
 
-    def _oscillates(self, setpoint: float, pv: float) -> bool:
+    def _oscillates(self, dt: float, setpoint: float, pv: float) -> bool:
         jump = abs(setpoint - self._setpoint)
         self._setpoint = setpoint
         if jump > NOISE_FLOOR * self._noise:  # a change of sign that this one brings is none of the loop's
             self._step, self._sign = jump, 0
             self._crossings.clear()
-        error = setpoint - pv
-        if abs(error) > max(SHARE_OF_STEP * self._step, NOISE_FLOOR * self._noise):
-            sign = 1 if error > 0.0 else -1
+        share = min(1.0, dt / (SMOOTHING * self._window))
+        self._error += share * (setpoint - pv - self._error)
+        if abs(self._error) > max(SHARE_OF_STEP * self._step, NOISE_FLOOR * self._noise):
+            sign = 1 if self._error > 0.0 else -1
             if sign == -self._sign:
                 self._crossings.append(self._t)
             self._sign = sign

@@ -56,11 +56,13 @@ class Mpc:
     def step(self, setpoint: float, pv: float, feed_forward: float, dt: float, elapsed: float) -> float:
         return float(self._step(self.state, *self.design.arrays, setpoint, pv, feed_forward, dt, elapsed))
 
-    def show(self, output: float) -> None:
-        """The device has another output than was put out last."""
+    def pushed_to(self, output: float) -> None:
+        """The device has another output than was put out last: the model goes on from that one."""
         self.state[c.MEMORY] += output - self.state[c.SHOWN]
         self.state[c.GOAL] = self.state[c.MEMORY]
         self.state[c.SHOWN] = output
+
+    stayed_at = pushed_to
 
     def absorb(self, feed_forward: float) -> None:
         self.state[c.BASE] -= feed_forward

@@ -22,14 +22,18 @@ class Pid:
     """Output in the unit of the output tag, time in seconds. `config.action` reverse: a higher PV lowers the output.
 
     ti 0 means no integral action: the integral then is a bias, fixed when the loop takes over. td 0 means no derivative
-    action. `period`: seconds between two steps as they should be.
+    action. `period`: seconds between two steps as they should be. `last`: setpoint, PV and feed-forward of the last
+    step.
     """
+
+    reason: str | None = None
+    """Why another controller than the one that was asked for runs: never here."""
 
     def __init__(self, config: LoopConfig, period: float) -> None:
         self._par = _parameters(config)
         self._period = period
         self._state = np.zeros(c.STATE)
-        self._last = (0.0, 0.0, 0.0)
+        self.last = (0.0, 0.0, 0.0)
         self._step = choose(kernels.pid, reference.pid)
 
     @property
@@ -46,7 +50,7 @@ class Pid:
     def take_over(self, output: float, setpoint: float, pv: float, feed_forward: float) -> None:
         """Sets the state so that the next step, with the same numbers, puts out `output`: no bump."""
         par = self._par
-        self._last = (setpoint, pv, feed_forward)
+        self.last = (setpoint, pv, feed_forward)
         self._state[c.INTEGRAL] = output - par[c.GAIN] * (par[c.B] * setpoint - pv) - feed_forward
         self._state[c.DERIVATIVE] = 0.0
         self._state[c.LAST_WEIGHTED] = par[c.C] * setpoint - pv
@@ -64,7 +68,7 @@ class Pid:
         moving = min(max(elapsed, 0.0), longest)
         output = float(self._step(self._state, self._par, setpoint, pv, feed_forward, held, moving))
         if math.isfinite(setpoint) and math.isfinite(pv) and math.isfinite(feed_forward):
-            self._last = (setpoint, pv, feed_forward)
+            self.last = (setpoint, pv, feed_forward)
         return output
 
     def pushed_to(self, output: float) -> None:
@@ -85,11 +89,18 @@ class Pid:
         """A feed-forward that was not known before is added from the next step on; the integral makes room for it."""
         self._state[c.INTEGRAL] -= feed_forward
 
+    def fall_back(self) -> str | None:
+        """None: as `Predictive.fall_back`, and there is nothing to fall back to."""
+        return None
+
+    def trust_again(self) -> None:
+        """As `Predictive.trust_again`."""
+
     def set_parameters(self, config: LoopConfig, period: float) -> None:
         """Other gains, weights, limits or action: the next output, with the same numbers, is the last one."""
         self._par = _parameters(config)
         self._period = period
-        self.take_over(self.output, *self._last)
+        self.take_over(self.output, *self.last)
 
 
 def _parameters(config: LoopConfig) -> NDArray[np.float64]:

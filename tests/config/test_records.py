@@ -230,7 +230,7 @@ loops:
     every: 1s
     mode: manual
     controller: {type: pid, kp: 2.0, ti: 10s, td: 1s, b: 1, c: 0.5, n: 10}
-    model: {k: 1.2, t1: 40s, t2: 1s, delay: 5s, bias: 3, integrating: true, grade: good}
+    model: {k: -1.2, t1: 40s, t2: 1s, delay: 5s, bias: 3, integrating: true, grade: good, noise: 0.1}
     action: direct
     limits: [10, 90]
     rate: 5
@@ -247,7 +247,7 @@ loops:
         name="l", pv=("d", "pv"), out=("d", "out"), setpoint=("d", "sp"), limits=(10.0, 90.0), every=1.0,
         mode="manual", setpoint_limits=(20.0, 250.0), ramp=2.0,
         controller=types.ControllerConfig("pid", 2.0, 10.0, 1.0, 1.0, 0.5, 10.0),
-        model=types.ModelConfig(1.2, 40.0, 1.0, 5.0, 3.0, True, "good"), action="direct", rate=5.0, deadband=0.1,
+        model=types.ModelConfig(-1.2, 40.0, 1.0, 5.0, 3.0, True, "good", 0.1), action="direct", rate=5.0, deadband=0.1,
         feed_forward=types.FeedForward(("d", "sp"), 0.5, 10.0), trip=(0.0, 350.0),
         fail=types.Fail(4, 20.0, "release", None), heartbeat=types.Heartbeat(("d", "beat"), 6.0),
         interlock=(("d", "ok"),), remote=frozenset({"setpoint", "mode"}),

@@ -107,7 +107,7 @@ def test_limits_hold_and_do_not_wind_up() -> None:
 def test_an_output_that_stayed_behind_is_what_the_model_sees() -> None:
     controller, process = started(LAGS, design(LAGS, 1.0, limits=(-20.0, 20.0)))
     for _ in range(200):
-        controller.show(min(controller.step(10.0, process.pv, 0.0, 1.0, 1.0), 4.0))
+        controller.stayed_at(min(controller.step(10.0, process.pv, 0.0, 1.0, 1.0), 4.0))
         process.step(controller.output)
     assert process.pv == pytest.approx(8.0, abs=0.1)
     assert controller.surprise == pytest.approx(0.0, abs=0.01)

@@ -14,6 +14,7 @@ import pytest
 
 from agent.cloud.payload import meta_of
 from agent.config.types import Config
+from agent.control.process import resting_output
 from agent.runtime.loops import Loops
 from agent.twin.layout import build_layout
 from agent.twin.quality import Quality
@@ -235,6 +236,65 @@ def test_feed_forward() -> None:
     assert with_(tag="d/beat", gain=1.5) == [0.0, 0.0]
     lagged = with_(tag="d/ff", gain=1.5, lag="4s")
     assert 0 < lagged[0] < lagged[1] < 10.0
+
+
+MODEL = {"k": 2.0, "t1": "8s", "delay": "2s", "grade": "good", "noise": 0.1}
+
+
+def foretold(model: dict[str, Any], **controller: Any) -> list[float]:
+    """As `moves`, of the predictive controller on MODEL with changes, after a step of the setpoint by 10."""
+    changes = {"controller": {"type": "predictive", **controller}, "setpoint": "d/sp", "model": MODEL | model}
+    return [out - 40.0 for out in Driven(changes, [*WARM, *still(6, sp=60.0)]).outs[1:]]
+
+
+@effect(f"{KEY}.controller.type")
+def test_controller_type() -> None:
+    pid = moves({}, still(6, sp=60.0), model=MODEL)
+    predictive = foretold({})
+    assert pid == pytest.approx([10.0] * 6)
+    assert predictive != pytest.approx(pid, abs=1.0)
+    assert foretold({"grade": "poor"}, kp=1, ti="0s", b=1) == pytest.approx(pid)
+
+
+@effect(f"{KEY}.model.k")
+def test_model_gain() -> None:
+    assert foretold({"k": 4.0}) == pytest.approx([move / 2 for move in foretold({"k": 2.0})], rel=0.02)
+
+
+@effect(f"{KEY}.model.integrating")
+def test_model_integrating() -> None:
+    """A PV that settles needs more to stay where it is; one that runs on is let go at once."""
+    settling = foretold({"k": 0.05, "t1": "40s"})
+    assert foretold({"k": 0.05, "integrating": True}) != pytest.approx(settling, abs=0.5)
+
+
+@effect(f"{KEY}.model.grade")
+def test_model_grade() -> None:
+    good, fair = (max(foretold({"grade": grade})) for grade in ("good", "fair"))
+    assert 0.0 < fair < 0.7 * good
+    reasons = {}
+    for grade in ("good", "fair", "poor"):
+        driven = Driven({"controller": {"type": "predictive"}, "model": MODEL | {"grade": grade}}, WARM)
+        reasons[grade] = driven.views[-1].reason
+    assert reasons == {"good": None, "fair": None, "poor": "not predictive: the model's grade is poor"}
+
+
+@effect(f"{KEY}.model.noise")
+def test_model_noise() -> None:
+    """With so much noise a move costs more, for the loop to bear an error of the model."""
+    two = {"t1": "10s", "t2": "4s", "delay": "3s"}
+    assert foretold(two | {"noise": 4.0})[0] < 0.9 * foretold(two | {"noise": 0.1})[0]
+
+
+@effect(f"{KEY}.model.bias")
+def test_model_bias() -> None:
+    def rest(bias: float) -> float:
+        model = Driven({"model": MODEL | {"bias": bias}}, WARM).config.loops["l"].model
+        assert model is not None
+        return resting_output(model, 50.0)
+
+    assert rest(0.0) == 25.0
+    assert rest(20.0) == 15.0
 
 
 # -- safety ---------------------------------------------------------------------------------------------------------

@@ -126,11 +126,6 @@ logging.getLogger("edgetwin").warning("loud")
 WANTED = {
     "mqtt.sparkplug": True,
     "mqtt.homeassistant": True,
-    "loops.*.controller.type": "predictive",
-    "loops.*.model.k": 1.2,
-    "loops.*.model.bias": 20,
-    "loops.*.model.integrating": True,
-    "loops.*.model.grade": "good",
 }
 """A value of each key that is not built yet, other than the one that is fine."""
 
