@@ -200,6 +200,73 @@ def test_a_read_only_cache_is_done_without(place: Path) -> None:
     assert len(answer["problems"]) == 1 and "cannot be written" in answer["problems"][0]
 
 
+AS_NOBODY = """
+import ctypes, os
+if os.geteuid() == 0:
+    libc, read = ctypes.CDLL(None), 1 << 2
+    assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    # CAP_DAC_READ_SEARCH alone is kept: the checkout may lie in root's home. Writing is held by owner and mode bits.
+    assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(read, read, 0, 0, 0, 0)) == 0
+    assert os.geteuid() == 65534
+"""
+"""The service's own user, where the tests run as root; elsewhere whoever runs them."""
+
+
+def belong(path: Path, *, to_the_service: bool) -> None:
+    """Gives a folder and all in it to the service's user, or to somebody else who lets others read at most."""
+    for each in (path, *path.rglob("*")):
+        if os.geteuid() == 0:
+            owner = 65534 if to_the_service else 0
+            os.chown(each, owner, owner)
+            each.chmod(0o755 if each.is_dir() else 0o644)
+        else:
+            each.chmod((0o755 if to_the_service else 0o555) if each.is_dir() else 0o444)
+
+
+@pytest.fixture
+def cache(place: Path) -> Iterator[Path]:
+    """The cache's folder, which can be taken away again at the end whatever became of it."""
+    folder = place / "cache"
+    folder.mkdir()
+    yield folder
+    belong(folder, to_the_service=True)
+
+
+@pytest.mark.parametrize("state", ["missing", "whole", "damaged", "empty file"])
+def test_a_cache_of_somebody_else_is_neither_needed_nor_touched(place: Path, cache: Path, state: str) -> None:
+    """What `warm` as root leaves, and a unit without CacheDirectory: the service's user can write nothing there."""
+    if state != "missing":
+        run(place)
+    for path in cached(place, "nbc") + cached(place, "nbi"):
+        if state != "whole":
+            (cut if state == "damaged" else empty)(path)
+    belong(cache, to_the_service=False)
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    answer = run(place, AS_NOBODY + PROGRAM)
+    assert answer["backend"] == "numba" and answer["chosen"] and not answer["kept"] and answer["hits"] == 0
+    assert len(answer["problems"]) == 1 and "cannot be written (Permission denied)" in answer["problems"][0]
+    assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", [None, cut, empty, flip])
+def test_a_cache_of_its_own_is_made_and_mended(
+    place: Path, cache: Path, damage: Callable[[Path], None] | None
+) -> None:
+    belong(cache, to_the_service=True)
+    first = run(place, AS_NOBODY + PROGRAM)
+    assert first["backend"] == "numba" and first["kept"] and first["problems"] == [] and first["hits"] == 0
+    if damage is not None:
+        cached(place, "nbc")[0].chmod(0o644)
+        damage(cached(place, "nbc")[0])
+        mended = run(place, AS_NOBODY + PROGRAM)
+        assert mended["kept"] and len(mended["problems"]) == 1 and "made anew" in mended["problems"][0]
+    again = run(place, AS_NOBODY + PROGRAM)
+    assert again["hits"] == 2 and again["problems"] == [] and again["kept"]
+
+
 def test_no_home_and_no_cache_directory(place: Path) -> None:
     answer = run(place, CACHE_DIRECTORY=None, HOME="/proc/nonexistent")
     assert answer["backend"] == "numba" and "/proc/nonexistent" in answer["problems"][0]
