@@ -30,7 +30,9 @@ REQUEST_CHARACTERS, REPLY_CHARACTERS = 8, 5
 FIXED_GAP_MS = 1.75
 """The 3.5-character gap is 1.75 ms above 19,200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
 
-SUPPOSED = "  as if its SunSpec chain began at 40000 with a common model of 66 registers; `run` and `read` walk the chain"
+SUPPOSED = (
+    "  as if its SunSpec chain began at 40000 with a common model of 66; `run` and `read` walk the chain"
+)
 
 Span = tuple[int, int]
 """(first address, address after the last)."""

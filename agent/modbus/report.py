@@ -38,7 +38,7 @@ def device_status(
         "retry_s": None if retry is None else round(retry, 1),
         "learnt": [*learner.as_yaml(), *(f"# {words}" for words in lacking)],
     }
-    if lacking:
+    if lacking and state == "degraded":
         status["problem"] = "; ".join(lacking)
     if unit.state == "slow":
         status["timeout_ms"] = milliseconds(unit.patience)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +35,11 @@ from agent.twin.table import Twin
 
 log = logging.getLogger("edgetwin")
 
+SCANS_WITHIN = 30.0
+"""Seconds within which a scan of each device must have ended, or three of its shortest periods where that is longer."""
+TICKS_WITHIN = 10.0
+"""The same for the loops' ticks."""
+
 State = tuple[bytes | None, bytes | None, dict[str, Any], dict[str, Any]]
 """Models, commissionings that are not finished, loops and counters as they are written to disk."""
 
@@ -41,7 +47,7 @@ State = tuple[bytes | None, bytes | None, dict[str, Any], dict[str, Any]]
 class Plant:
     """Everything between the wire and the cloud's queue. `sink` gets each row of readings and must not block.
 
-    Only for the main loop's thread, but for `write_state`. `last_scan`: monotonic time at which one ended last.
+    Only for the main loop's thread, but for `write_state`.
     """
 
     def __init__(
@@ -54,11 +60,12 @@ class Plant:
         on_event: Callable[[Event], None],
     ) -> None:
         self.config = config
-        self.last_scan = clock.mono()
+        self._ended: dict[str, float] = {}  # device -> when a scan of it ended last
         self._state_dir = state_dir
         self._clock = clock
         self._sink = sink
         self._on_event = on_event
+        self._begin(config.devices)
         self.learnt = state.load_learnt(config, state.load_json(state_dir, state.LEARNT))
         self._lay_out(state.load_json(state_dir, state.COUNTERS))
         self._build_predictor()
@@ -113,10 +120,11 @@ class Plant:
             rng=random.Random(),
             learnt=self.learnt,
             on_learnt=self._on_learnt,
+            on_placed=lambda device: self.pipeline.placed(device),
         )
 
     def _make_pipeline(self) -> Pipeline:
-        return Pipeline(
+        pipeline = Pipeline(
             self.config,
             self.twin,
             predictor=self.predictor,
@@ -128,17 +136,24 @@ class Plant:
             sink=self._sink,
             on_event=self._on_event,
         )
+        for device in self._placed().values():
+            pipeline.placed(device)
+        return pipeline
+
+    def _placed(self) -> dict[str, Device]:
+        """The devices with their tags where they are now."""
+        return {name: one.device for line in self.lines for name, one in line.placements.items()}
 
     # -- what the rooms call ------------------------------------------------------------------------------------
 
     def _on_scan(self, done: ScanDone) -> None:
-        self.last_scan = done.finished
+        self._ended[done.device] = done.finished
         self.pipeline.on_scan(done)
 
     def _on_learnt(self, device: str, learnt: Learnt) -> None:
         """Kept at once, by a thread: it happens seldom, and took the device's time to find out."""
         self.learnt[device] = learnt
-        content = state.dump_learnt(self.config, self.learnt)
+        content = state.dump_learnt(self._placed(), self.learnt)
         asyncio.get_running_loop().run_in_executor(None, self._save_json, state.LEARNT, content)
 
     def _ahead(self, key: Key) -> Any:
@@ -190,6 +205,21 @@ class Plant:
             "forecasts": {} if self.predictor is None else self.predictor.scores(),
         }
 
+    def hung(self, now: float) -> str | None:
+        """What does not turn any more, in words; None while everything does.
+
+        A scan whose requests all failed has ended; one that never ends is a fault of the program.
+        """
+        for device in self.config.devices.values():
+            fastest = min((tag.every for tag in device.tags.values()), default=math.inf)
+            since = now - self._ended[device.name]
+            if since > max(SCANS_WITHIN, 3 * fastest):
+                return f"no scan of {device.name} has ended for {since:.0f} s"
+        since = now - self.loops.ticked
+        if self.config.loops and since > TICKS_WITHIN:
+            return f"the loops have not turned for {since:.0f} s"
+        return None
+
     # -- what outlives the process ------------------------------------------------------------------------------
 
     def state(self) -> State:
@@ -237,6 +267,7 @@ class Plant:
         await asyncio.gather(*(line.close() for line in gone))
         before = self.config
         self.config = config
+        self._begin(config.devices.keys() - before.devices.keys() | changed_devices(before, config))
         if (before.devices, before.predict, before.health) != (config.devices, config.predict, config.health):
             self._change_tables(before)
         kept = {line.url.text: line for line in self.lines if line not in gone}
@@ -252,11 +283,15 @@ class Plant:
             start(line)
         return ended
 
+    def _begin(self, devices: Iterable[str]) -> None:
+        now = self._clock.mono()
+        self._ended |= dict.fromkeys(devices, now)
+
     def _change_tables(self, before: Config) -> None:
         """Tables and models for the new configuration; what both have goes on with its values."""
         self.pipeline.settle()
         twin, history, predictor, health = self.twin, self.history, self.predictor, self.health
-        self.learnt = state.load_learnt(self.config, state.dump_learnt(before, self.learnt))
+        self.learnt = state.load_learnt(self.config, state.dump_learnt(before.devices, self.learnt))
         self._lay_out(state.dump_counters(self.counters))
         rows = self.twin.go_on(twin)
         self.history.go_on(history, rows)

@@ -7,7 +7,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import logging
-import math
 import re
 import secrets
 from collections import deque
@@ -36,8 +35,6 @@ SNAPSHOT_EVERY = 1.0
 SAVE_EVERY = 86_400.0
 STOP_LOOPS, STOP_CLOUD = 3.0, 8.0
 FIRST_TRY = 3.0
-SCANS_WITHIN = 30.0
-"""Seconds within which some scan must have ended, or three of the shortest periods where those are longer."""
 EVENTS_KEPT = 200
 CLOUD_PARTS = ("gateway", "mqtt", "commands")
 """What of a configuration takes another link to the broker; the rest it takes while it runs."""
@@ -187,13 +184,17 @@ class Service:
 
     def _problems(self, lines: dict[str, Any], cloud: dict[str, Any]) -> list[str]:
         problems = [f"configuration not taken: {error}" for error in self.config_errors]
+        hung = self._hung()
+        problems += [] if hung is None else [hung]
         problems += kernelcache.problems()
         for url, line in lines.items():
             if line["state"] == "down":
                 problems.append(f"{url}: no connection")
                 continue
             problems += [
-                f"{name}: {one['state']}" for name, one in line["devices"].items() if one["state"] != "ok"
+                f"{name}: {one.get('problem', one['state'])}"
+                for name, one in line["devices"].items()
+                if one["state"] != "ok"
             ]
         if cloud["uplink"]["state"] != "online":
             problems.append(f"broker: {cloud['uplink']['error'] or cloud['uplink']['state']}")
@@ -205,10 +206,15 @@ class Service:
         return problems
 
     def healthy(self) -> bool:
-        """True while scans finish and the cloud thread lives; dead PLCs and brokers are problems, not ill health."""
+        """True while every scan ends, loops tick and the cloud thread lives; dead PLCs and brokers are problems, not ill health."""
+        return self._hung() is None
+
+    def _hung(self) -> str | None:
+        """What does not turn any more, in words: then the watchdog is not fed."""
         now = self.clock.mono()
-        fastest = min((tag.every for tag in self.plant.layout.tags), default=math.inf)
-        return self.cloud.alive(now) and now - self.plant.last_scan < max(SCANS_WITHIN, 3 * fastest)
+        if self._held is None and not self.cloud.alive(now):
+            return "the cloud thread does not turn any more"
+        return self.plant.hung(now)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -358,9 +364,14 @@ class Service:
 
     async def _watchdog(self) -> None:
         interval = notify.watchdog_interval() or 1.0
+        told = None
         while True:
-            if self.healthy():
+            hung = self._hung()
+            if hung is None:
                 notify.watchdog()
+            elif hung != told:
+                log.error("%s; this is a fault of the program; the watchdog will end it", hung)
+            told = hung
             await asyncio.sleep(interval / 3)
 
     async def _save_daily(self) -> None:

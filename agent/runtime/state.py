@@ -98,11 +98,12 @@ def _spans(saved: Iterable[Any]) -> tuple[tuple[Table, Span], ...]:
     return tuple((table, (int(first), int(after))) for table, (first, after) in saved)
 
 
-def dump_learnt(config: Config, learnt: Mapping[str, Learnt]) -> dict[str, Any]:
-    """What `load_learnt` takes."""
+def dump_learnt(devices: Mapping[str, Device], learnt: Mapping[str, Learnt]) -> dict[str, Any]:
+    """What `load_learnt` takes. `devices` have their tags where they were when it was learnt: what belongs to
+    addresses that a device's own chain gave, and the configuration does not, is learnt anew."""
     return {
         name: {
-            "device": device_digest(config.devices[name]),
+            "device": device_digest(devices[name]),
             "illegal": [[table, list(span)] for table, span in one.illegal],
             "refused": sorted(one.refused),
             "longest": one.longest,

@@ -90,18 +90,27 @@ class Writer:
         device = self.config.devices[key[0]]
         tag = device.tags[key[1]]
         name = "/".join(key)
-        if tag.write is None:
+        write = tag.write
+        if write is None:
             return Outcome(False, error=f"{name} is not writable: its configuration has no `write`")
+        line = self.line_of[device.name]
         try:
+            if tag.sunspec is not None:  # it is where the device's own chain says
+                placement = await line.placed(device.name, deadline=deadline)
+                if tag.name in placement.absent:
+                    return Outcome(False, error=f"{name}: {placement.absent[tag.name]}")
+                device = placement.device
+                tag = device.tags[tag.name]
             wire = encode(tag, device, value, self._power(device, tag))
-        except EncodeProblem as problem:
+        except (EncodeProblem, LinkFault) as problem:
             return Outcome(False, error=f"{name}: {problem}")
-        gate = self._gates.setdefault(key, Gate(tag.write))
+        gate = self._gates.setdefault(key, Gate(write))
         gate.newest += safety
         refused = None if safety else await self._wait_turn(name, gate, deadline)
         if refused:
             return refused
-        line = self.line_of[device.name]
+        if tag.sunspec is not None and line.placements[device.name].device is not device:
+            return Outcome(False, error=f"{name}: its address has changed meanwhile: ask again")
         gate.written(self.clock.mono())
         try:
             await line.write(device.name, wire, deadline=deadline)
@@ -169,10 +178,11 @@ class Writer:
             await self.sleep(SETTLE_STEP)
 
     def _check(self, key: Key, tag: Tag, device: Device) -> tuple[Request, Decoder]:
-        if key not in self._checks:
+        check = self._checks.get(key)
+        if check is None or check[0].address != tag.address:
             request = request_for(device, (tag.name,))
-            self._checks[key] = (request, Decoder(request, device))
-        return self._checks[key]
+            check = self._checks[key] = (request, Decoder(request, device))
+        return check
 
     def _power(self, device: Device, tag: Tag) -> int | None:
         if tag.scale_from is None:

@@ -61,13 +61,13 @@ LEARNT = Learnt(
 
 def test_what_was_learnt_is_known_again(tmp_path: Path) -> None:
     one = config(a=Tag("a", "holding", 0), b=Tag("b", "holding", 9))
-    state.save_json(tmp_path, state.LEARNT, state.dump_learnt(one, {"m": LEARNT}))
+    state.save_json(tmp_path, state.LEARNT, state.dump_learnt(one.devices, {"m": LEARNT}))
     assert state.load_learnt(one, state.load_json(tmp_path, state.LEARNT)) == {"m": LEARNT}
 
 
 def test_of_another_device_nothing_is_known() -> None:
     one = config(a=Tag("a", "holding", 0), b=Tag("b", "holding", 9))
-    saved = state.dump_learnt(one, {"m": LEARNT})
+    saved = state.dump_learnt(one.devices, {"m": LEARNT})
     moved = {"m": dataclasses.replace(one.devices["m"], unit=2)}
     assert state.load_learnt(dataclasses.replace(one, devices=moved), saved) == {}
 
@@ -75,6 +75,6 @@ def test_of_another_device_nothing_is_known() -> None:
 @pytest.mark.parametrize("change", [{"illegal": 7}, {"longest": "x"}, {"refused": None}])
 def test_what_cannot_be_read_is_learnt_anew(change: dict[str, object]) -> None:
     one = config(a=Tag("a", "holding", 0), b=Tag("b", "holding", 9))
-    saved = state.dump_learnt(one, {"m": LEARNT})
+    saved = state.dump_learnt(one.devices, {"m": LEARNT})
     saved["m"] |= change
     assert state.load_learnt(one, saved) == {}
