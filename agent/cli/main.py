@@ -29,6 +29,7 @@ COMMANDS = {
     "simulate": "serve a configuration's devices as simulated ones",
     "replay": "run history through the models and scores of the agent",
     "relearn": "set the reference of a device's health score anew",
+    "tune": "identify a loop's process from recorded data and find its gains",
     "status": "ask the running agent how it is",
     "watch": "the central side: show live twins, count what is lost, doubled or out of order",
     "warm": "compile the kernels into the cache",

@@ -43,6 +43,7 @@ class Identified:
 
     `delays`: seconds, those that explain the record as well as the best one. `fit`: share of the PV's variation that
     the simulated process explains, which is no measure of trust in a closed loop. `why`: what keeps the grade down.
+    t (seconds from the start), pv and simulated, each (samples,): the PV as recorded and as the process would have it.
     """
 
     model: ModelConfig
@@ -52,11 +53,13 @@ class Identified:
     k_error: float
     t_error: float
     delay_error: float
-    noise: float
     fit: float
     source: Source
     delays: tuple[float, ...]
     why: tuple[str, ...]
+    t: Floats
+    pv: Floats
+    simulated: Floats
 
     @property
     def grade(self) -> Grade:
@@ -123,8 +126,8 @@ def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
         bias=_bias(simulation, fit),
         integrating=fit.integrating,
         grade=grade,
+        noise=float(np.sqrt(fit.sum_squares / max(len(fit.residuals) - 6, 1))),
     )
-    noise = float(np.sqrt(fit.sum_squares / max(len(fit.residuals) - 6, 1)))
     return Identified(
         model=model,
         period=grid.period,
@@ -133,11 +136,13 @@ def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
         k_error=k_error,
         t_error=t_error,
         delay_error=delay_error,
-        noise=noise,
         fit=explained,
         source=source,
         delays=delays,
         why=tuple(why),
+        t=grid.at * grid.period,
+        pv=grid.pv,
+        simulated=grid.pv - residuals,
     )
 
 

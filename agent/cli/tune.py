@@ -1,0 +1,107 @@
+"""`edgetwin tune CONFIG LOOP [DATA.csv]`: identifies a loop's process, says how far to trust it, and prints gains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.fault import Failure
+from agent.cli.load import load_or_fail
+from agent.config.types import Config, LoopConfig
+
+if TYPE_CHECKING:
+    from agent.control.record import Record
+
+HELP = (
+    "Identify a loop's process from recorded data, say how far the result can be trusted, and print gains with what "
+    "they give in simulation. DATA.csv has a header; the first column is the time (ISO 8601 or seconds), the others "
+    "are tags (device/tag); the loop's pv and out are needed, its setpoint helps (a column `setpoint` where it is no "
+    "tag). The output must have been moved by hand, by a test or by steps of the setpoint: from quiet running nothing "
+    "can be told, and no gains are printed."
+)
+EXAMPLE = "edgetwin tune config.yaml oven history.csv --plot oven.svg"
+SETPOINT = "setpoint"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="the configuration file")
+    parser.add_argument("loop", metavar="LOOP", help="the loop's name")
+    parser.add_argument("data", metavar="DATA.csv", type=Path, help="what was recorded")
+    parser.add_argument(
+        "--use",
+        metavar="RULE",
+        choices=["simc", "amigo-pi", "amigo-pid", "ms"],
+        help="the gains to recommend: simc, amigo-pi, amigo-pid or ms (by maximum sensitivity)",
+    )
+    parser.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw the record and the responses")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exit status 1 where the record tells too little for gains."""
+    from agent.control import tuning
+
+    config = load_or_fail(args.config)
+    loop = loop_of(config, args.loop)
+    try:
+        found = tuning.tune(read_record(args.data, config, loop), loop, step_period(config, loop))
+    except ValueError as error:
+        raise Failure(f"{args.data}: {error}") from None
+    chosen = args.use or found.best
+    if args.json:
+        print(json.dumps({**tuning.body(found), "best": chosen if found.rows else None}))
+    else:
+        from agent.cli.tuned import report
+
+        print(report(found, chosen, args.data.name))
+    if args.plot is not None:
+        from agent.cli.tuned import picture
+
+        args.plot.write_text(picture(found, chosen), encoding="utf-8")
+    return 0 if found.rows else 1
+
+
+def loop_of(config: Config, name: str) -> LoopConfig:
+    """The loop of that name. Raises Failure."""
+    if name in config.loops:
+        return config.loops[name]
+    known = ", ".join(config.loops) or "the configuration has none"
+    raise Failure(f"there is no loop {name!r}: {known}", status=2)
+
+
+def step_period(config: Config, loop: LoopConfig) -> float:
+    """Seconds between two steps: the loop's own, or the PV's where that comes less often."""
+    return max(loop.every, config.tag(loop.pv).every)
+
+
+def read_record(path: Path, config: Config, loop: LoopConfig) -> Record:
+    """What a CSV file tells of the loop. Raises Failure, OSError."""
+    import numpy as np
+
+    from agent.control.record import Record
+    from agent.predict.replay import UNNAMED, BadRow, Reader, resolve
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = Reader(file, lenient=False, say=lambda words: None)
+            keys = resolve(reader.names, config)
+            samples = list(reader.samples())
+    except BadRow as error:
+        raise Failure(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise Failure(f"{path}: this is no UTF-8 text") from None
+    columns = {}
+    setpoint = loop.setpoint if isinstance(loop.setpoint, tuple) else (UNNAMED, SETPOINT)
+    for what, key in (("pv", loop.pv), ("out", loop.out), (SETPOINT, setpoint)):
+        if key in keys:
+            columns[what] = np.array([sample.values[keys.index(key)] for sample in samples], dtype=np.float64)
+        elif what != SETPOINT:
+            raise Failure(
+                f"{path}: there is no column {'/'.join(key)}, the {what} of loop {loop.name}; the columns are "
+                f"{', '.join(reader.names)}"
+            )
+    t = np.array([sample.t for sample in samples], dtype=np.float64)
+    return Record(t, columns["pv"], columns["out"], columns.get(SETPOINT))

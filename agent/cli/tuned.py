@@ -1,0 +1,153 @@
+"""What `tune` found, as a table of plain text, as lines for the configuration, and as a picture."""
+
+from __future__ import annotations
+
+import math
+
+from agent.config.types import ModelConfig
+from agent.control.compare import Scores
+from agent.control.gains import Gains
+from agent.control.tuning import Tuning
+from agent.plot import Band, Line, Panel, Rule, chart
+
+TITLE_GRADES = {
+    "good": "good: it may be controlled by this model",
+    "fair": "fair: enough for a PID, not for predictive control",
+    "poor": "poor: no gains are given",
+}
+
+
+def report(found: Tuning, chosen: str | None, source: str) -> str:
+    """The whole text; `chosen`: the rule whose gains are written out, `source`: where the record is from."""
+    identified, model = found.found, found.model
+    lines = [
+        f"loop {found.loop.name}, {source}: {identified.samples} samples, {identified.period:.4g} s apart"
+        + (f", {identified.cut} beside a gap left out" if identified.cut else ""),
+        f"process: {_process(model)}",
+        f"  gain  {model.k:g} +- {identified.k_error:.2g}{' per second' if model.integrating else ''}",
+        f"  delay {model.delay:g} s +- {identified.delay_error:.2g} s",
+        f"  lags  {model.t1:g} s and {model.t2:g} s, together +- {identified.t_error:.2g} s",
+        f"  explains {100 * max(identified.fit, 0.0):.0f} % of what the PV did; noise {model.noise:.2g}",
+    ]
+    if len(identified.delays) > 1:
+        lines.append(
+            "  delays that explain it alike: " + ", ".join(f"{late:.3g}" for late in identified.delays) + " s"
+        )
+    lines.append(f"grade {TITLE_GRADES[identified.grade]}")
+    lines += [f"  {why}" for why in identified.why]
+    if not found.rows:
+        return "\n".join(lines)
+    lines += ["", *_table(found, chosen)]
+    row = found.rows.get(chosen or "")
+    if row is not None and row.gains is not None:
+        lines += ["", f"for the configuration ({row.name}):", *_settings(found, row.gains)]
+    return "\n".join(lines)
+
+
+def _process(model: ModelConfig) -> str:
+    below = "s " if model.integrating else ""
+    lags = [lag for lag in ((model.t2,) if model.integrating else (model.t1, model.t2)) if lag > 0.0]
+    below += "".join(f"({lag:g} s + 1)" for lag in lags)
+    late = f" e^(-{model.delay:g} s)" if model.delay else ""
+    return f"{model.k:g}{' / ' + below.strip() if below else ''}{late}"
+
+
+def _table(found: Tuning, chosen: str | None) -> list[str]:
+    """Each rule's gains, and what they gave; the chosen one is marked."""
+    head = ("kp", "ti s", "td s", "IAE setp.", "IAE load", "overshoot", "travel", "Ms", "worst")
+    lines = [f"  {'':12}" + "".join(f"{word:>11}" for word in head)]
+    for rule, row in found.rows.items():
+        mark = "* " if rule == chosen else "  "
+        lines.append(f"{mark}{row.name:12}" + "".join(f"{cell:>11}" for cell in _cells(row)))
+    lines.append(
+        "  IAE: integrated error after a step of the setpoint and after a load; travel: way of the output;"
+    )
+    lines.append("  worst: error with gain and delay 30 % off, over that without")
+    return lines
+
+
+def _cells(row: Scores) -> list[str]:
+    gains = row.gains
+    three = ["-"] * 3 if gains is None else [f"{abs(gains.kp):.4g}", f"{gains.ti:.4g}", f"{gains.td:.4g}"]
+    return [
+        *three,
+        f"{row.iae_setpoint:.4g}",
+        f"{row.iae_load:.4g}",
+        f"{100 * row.overshoot:.0f} %",
+        f"{row.travel:.4g}",
+        "-" if row.ms is None else f"{row.ms:.2f}",
+        f"{row.worst:.2f}" if math.isfinite(row.worst) else "unstable",
+    ]
+
+
+def _settings(found: Tuning, gains: Gains) -> list[str]:
+    """Lines to put under the loop."""
+    return [
+        f"    {key}: {{{text}}}" if key != "action" else f"    action: {text}"
+        for key, text in settings(found, gains)
+    ]
+
+
+def settings(found: Tuning, gains: Gains) -> list[tuple[str, str]]:
+    """(key, flow text without braces) of what the loop should say: controller, model, and action where it differs."""
+    controller = [
+        f"type: pid, kp: {abs(gains.kp):g}, ti: {gains.ti:g}s, td: {gains.td:g}s, b: {gains.b:g}",
+        *(f"{key}: {getattr(found.loop.controller, key):g}" for key in ("c", "n")),
+    ]
+    return [
+        ("controller", ", ".join(controller)),
+        ("model", model_text(found.model)),
+        *([("action", gains.action)] if gains.action != found.loop.action else []),
+    ]
+
+
+def model_text(model: ModelConfig) -> str:
+    """The keys of `model:` in flow style, without braces."""
+    lags = "" if model.integrating else f"t1: {model.t1:g}s, "
+    form = f"integrating: {str(model.integrating).lower()}"
+    return (
+        f"k: {model.k:g}, {lags}t2: {model.t2:g}s, delay: {model.delay:g}s, bias: {model.bias:g}, {form}, "
+        f"grade: {model.grade}, noise: {model.noise:g}"
+    )
+
+
+def picture(found: Tuning, chosen: str | None) -> str:
+    """The record with the process over it, and each rule's response, as SVG."""
+    identified = found.found
+    t = identified.t.tolist()
+    panels = [
+        Panel(
+            [
+                Line(t, identified.pv.tolist(), "measured"),
+                Line(t, identified.simulated.tolist(), "the process found", colour=1),
+            ],
+            title="record",
+            height=200.0,
+        )
+    ]
+    if found.rows:
+        rows = list(found.rows.items())
+        first = rows[0][1].run
+        half = float(first.t[len(first.t) // 2])
+        order = [(colour, rule, row) for colour, (rule, row) in enumerate(rows)]
+        pv: list[Line | Band | Rule] = [
+            Line(first.t.tolist(), first.setpoint.tolist(), "setpoint", colour=5, step=True, dashed=True),
+            *(
+                Line(row.run.t.tolist(), row.run.pv.tolist(), _name(row, rule, chosen), colour=n)
+                for n, rule, row in order
+            ),
+            Rule(half, "load", upright=True),
+        ]
+        out = [
+            Line(row.run.t.tolist(), row.run.out.tolist(), _name(row, rule, chosen), colour=n, step=True)
+            for n, rule, row in order
+        ]
+        panels += [
+            Panel(pv, title="expected PV, from rest", height=200.0),
+            Panel(out, title="expected output"),
+        ]
+    return chart(panels, title=f"loop {found.loop.name}: {_process(found.model)}, {identified.grade}")
+
+
+def _name(row: Scores, rule: str, chosen: str | None) -> str:
+    return f"{row.name} (chosen)" if rule == chosen else row.name
