@@ -23,11 +23,12 @@ class Answer(NamedTuple):
     rtt: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ask:
     """One request and all that can be known of its right reply.
 
     `head` is how the reply's PDU begins, `size` its length (None: it says so itself), `skip` where its data begin.
+    Asks are equal when they are the same object, so that what is built for one is found again at little cost.
     """
 
     unit: int
@@ -64,3 +65,24 @@ def ask(unit: int, function: int, body: bytes) -> Ask:
     if function in OPEN_ENDED:
         return Ask(unit, pdu, pdu[:1], None, 1)
     raise ValueError(f"function {function} is not known here")
+
+
+def is_right(ask: Ask, pdu: bytes) -> bool:
+    """True when `pdu` answers `ask`, be it with an exception."""
+    if len(pdu) == 2 and pdu[0] == ask.function | 0x80:
+        return pdu[1] != 0
+    if ask.size is not None and len(pdu) != ask.size:
+        return False
+    # a read that comes back as it was sent is an echo, even where it could pass for three bytes of bits
+    return pdu.startswith(ask.head) and not (ask.function in READS and pdu == ask.pdu)
+
+
+def difference(ask: Ask, pdu: bytes) -> str:
+    """What is wrong with `pdu` as an answer to `ask`, in words."""
+    if pdu == ask.pdu:
+        return "an echo of the request"
+    if not pdu or pdu[0] & 0x7F != ask.function:
+        return f"function {pdu[0] if pdu else 'none'} instead of {ask.function}"
+    if ask.function in READS:
+        return f"{len(pdu) - 2} data bytes instead of {(ask.size or 2) - 2}"
+    return "another address or value than was written"

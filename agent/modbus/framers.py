@@ -13,10 +13,10 @@ So one class takes its place: it knows byte for byte how the right reply must be
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pymodbus.framer import FramerRTU, FramerSocket
@@ -24,10 +24,11 @@ from pymodbus.pdu import DecodePDU
 from pymodbus.transaction import TransactionManager
 from pymodbus.transport import CommParams
 
-from agent.modbus.asks import READS, Ask
+from agent.modbus.asks import READS, Ask, difference, is_right
 from agent.modbus.asks import Answer as Answer
 from agent.modbus.asks import ask as ask
 from agent.modbus.faults import LinkFault
+from agent.modbus.waiting import Waiting
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
 
@@ -35,26 +36,12 @@ RECEIVE_BUFFER = 8192
 KEPT = 1024
 """Bytes kept of what is no reply; more than the longest frame (260)."""
 LATE_KEPT = 256
+NEVER = float("inf")
 SILENCE = 0.05
 """Seconds after a broken RTU reply in which nothing more comes: then nothing more will."""
 LATEST = 10.0
 """Seconds after which an RTU request that nobody answered is taken for lost, not late."""
 MBAP = struct.Struct(">HHHB")
-
-
-@dataclass(slots=True)
-class Waiting:
-    """The one request under way."""
-
-    ask: Ask
-    tid: int
-    frame: bytes
-    sent: float
-    future: asyncio.Future[Answer]
-    until: float  # the loop's time at which it is given up
-    echo_due: bool = False
-    echo_seen: bool = False
-    wrong: str | None = None  # what came instead of the right reply
 
 
 class GivenUp(NamedTuple):
@@ -72,23 +59,26 @@ class Judged(NamedTuple):
     wrong: str | None = None
 
 
-def _is_right(ask: Ask, pdu: bytes) -> bool:
-    if len(pdu) == 2 and pdu[0] == ask.function | 0x80:
-        return pdu[1] != 0
-    if ask.size is not None and len(pdu) != ask.size:
-        return False
-    # a read that comes back as it was sent is an echo, even where it could pass for three bytes of bits
-    return pdu.startswith(ask.head) and not (ask.function in READS and pdu == ask.pdu)
+class Frame(NamedTuple):
+    """A request as it is sent, how its right reply begins, and that reply's length (0: it has to be looked for)."""
+
+    request: bytes
+    mark: bytes = b""
+    size: int = 0
 
 
-def _difference(ask: Ask, pdu: bytes) -> str:
-    if pdu == ask.pdu:
-        return "an echo of the request"
-    if not pdu or pdu[0] & 0x7F != ask.function:
-        return f"function {pdu[0] if pdu else 'none'} instead of {ask.function}"
-    if ask.function in READS:
-        return f"{len(pdu) - 2} data bytes instead of {(ask.size or 2) - 2}"
-    return "another address or value than was written"
+ENCODER = FramerSocket(DecodePDU(False))
+
+
+@functools.lru_cache(maxsize=4096)
+def _mbap(ask: Ask) -> Frame:
+    """What MbapFramer.frame gives, without the transaction id."""
+    request = ENCODER.encode(ask.pdu, ask.unit, 0)[2:]
+    if ask.size is None or (ask.size == len(ask.pdu) and not ask.is_echoed):
+        return Frame(
+            request
+        )  # three bytes of bits may be an echo, which only a look at the whole of it shows
+    return Frame(request, struct.pack(">HHB", 0, ask.size + 1, ask.unit) + ask.head, 7 + ask.size)
 
 
 class MbapFramer(FramerSocket):
@@ -99,21 +89,21 @@ class MbapFramer(FramerSocket):
         self.any_transaction = any_transaction
         self.any_unit = any_unit
 
+    def frame(self, ask: Ask, tid: int) -> Frame:
+        """The request, and what the right reply to it looks like when it comes alone and whole."""
+        request, mark, size = _mbap(ask)
+        number = tid.to_bytes(2, "big")
+        return Frame(number + request, number + mark, size)
+
     def judge(self, data: bytes, waiting: Waiting) -> Judged:
         """Finds the right reply anywhere in `data`; bytes before and after it do no harm."""
         ask = waiting.ask
-        if ask.size is not None and len(data) == 7 + ask.size:  # nearly always it is just what was asked for
-            pdu = data[7:]
-            if data.startswith(MBAP.pack(waiting.tid, 0, ask.size + 1, ask.unit) + ask.head) and _is_right(
-                ask, pdu
-            ):
-                return Judged(pdu)
         wrong = None
         for start, tid, unit, pdu in mbap_frames(data):
             if (self.any_transaction or tid == waiting.tid) and (self.any_unit or unit == ask.unit):
-                if _is_right(ask, pdu) and not _begins_again(data, start, len(pdu)):
+                if is_right(ask, pdu) and not _begins_again(data, start, len(pdu)):
                     return Judged(pdu)
-                wrong = _difference(ask, pdu)
+                wrong = difference(ask, pdu)
             elif tid == waiting.tid:
                 wrong = f"unit {unit} instead of {ask.unit}"
             elif tid == 0:
@@ -136,7 +126,7 @@ class MbapFramer(FramerSocket):
             if at < 0:
                 continue
             pdu = data[at + len(mark) - len(head) :][:size]
-            if len(pdu) == size and _is_right(ask, pdu):
+            if len(pdu) == size and is_right(ask, pdu):
                 return pdu
         return None
 
@@ -161,11 +151,23 @@ def mbap_frames(data: bytes) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
+RTU_ENCODER = FramerRTU(DecodePDU(False))
+
+
+@functools.lru_cache(maxsize=4096)
+def _rtu(ask: Ask) -> Frame:
+    return Frame(RTU_ENCODER.encode(ask.pdu, ask.unit, 0))
+
+
 class RtuFramer(FramerRTU):
     """RTU frames on a serial line or in a TCP stream, found by unit, function, length and CRC at any offset."""
 
     def __init__(self) -> None:
         super().__init__(DecodePDU(False))
+
+    def frame(self, ask: Ask, tid: int) -> Frame:
+        """The request; its reply has a CRC and has to be looked at."""
+        return _rtu(ask)
 
     def judge(self, data: bytes, waiting: Waiting) -> Judged:
         """Finds the right reply anywhere in `data`: noise before it costs nothing but the CRCs that are tried."""
@@ -177,7 +179,7 @@ class RtuFramer(FramerRTU):
             sizes.append(ask.size)
         for mark, size in zip(reversed(wanted), reversed(sizes)):
             pdu = self._find(data, mark, size)
-            if pdu is not None and _is_right(ask, pdu):
+            if pdu is not None and is_right(ask, pdu):
                 return Judged(pdu)
         if ask.size is None:
             return Judged(self._open_ended(data, ask))
@@ -187,7 +189,7 @@ class RtuFramer(FramerRTU):
         at = data.find(mark)
         while at >= 0:
             frame = data[at : at + size + 3]
-            if len(frame) == size + 3 and crc_is_right(frame):
+            if len(frame) == size + 3 and crcis_right(frame):
                 return frame[1:-2]
             at = data.find(mark, at + 1)
         return None
@@ -199,7 +201,7 @@ class RtuFramer(FramerRTU):
             return None
         for end in range(at + 5, min(len(data), at + 256) + 1):
             if (
-                crc_is_right(data[at:end])
+                crcis_right(data[at:end])
                 and data[at:end] != bytes((ask.unit,)) + ask.pdu + data[end - 2 : end]
             ):
                 return data[at + 1 : end - 2]
@@ -217,7 +219,7 @@ class RtuFramer(FramerRTU):
         return ask.size is not None and self._find(data, bytes((ask.unit,)) + ask.head, ask.size) is not None
 
 
-def crc_is_right(frame: bytes) -> bool:
+def crcis_right(frame: bytes) -> bool:
     """True when the last two bytes are the CRC of the bytes before them."""
     return FramerRTU.check_CRC(frame[:-2], frame[-2] << 8 | frame[-1])
 
@@ -255,7 +257,7 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         self._tid = 0
         self._waiting: Waiting | None = None
         self._alarm: asyncio.TimerHandle | None = None
-        self._expires = 0.0
+        self._rings_at = NEVER
         self._given_up: OrderedDict[int, GivenUp] = OrderedDict()
 
     # -- sending ------------------------------------------------------------------------------------------------
@@ -268,47 +270,51 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         assert self._waiting is None, "one request at a time"
         if self.transport is None:
             raise LinkFault("no connection")
-        self._tid = self._tid % 0xFFFF + 1
-        self._given_up.pop(self._tid, None)
-        frame = self.strict.encode(ask.pdu, ask.unit, self._tid)
-        until = self.loop.time() + timeout
+        tid = self._tid = self._tid % 0xFFFF + 1
+        if self._given_up:
+            self._given_up.pop(tid, None)
+        frame, mark, size = self.strict.frame(ask, tid)
+        sent = self.clock.mono()
+        until = sent + timeout
         waiting = Waiting(
-            ask, self._tid, frame, self.clock.mono(), self.loop.create_future(), until, self.echo
+            self.loop, ask, tid, frame, sent=sent, until=until, mark=mark, size=size, echo_due=self.echo
         )
         self._buffer = b""
         self._waiting = waiting
-        self._set_alarm(until)
+        if self._rings_at > until:
+            self._set_alarm(sent, until)
         try:
             self.transport.write(frame)  # type: ignore[attr-defined]
-            return await waiting.future
+            return await waiting
         finally:
             if self._waiting is waiting:
                 self._give_up(waiting)
 
-    def _set_alarm(self, when: float) -> None:
+    def _set_alarm(self, now: float, when: float) -> None:
         """One timer for all requests: it costs less to look at the clock when it rings than to set one for each."""
-        self._expires = when
-        if self._alarm is None or self._alarm.when() > when:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self.loop.call_at(when, self._rings)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._rings_at = when
+        self._alarm = self.loop.call_later(when - now, self._rings)
 
     def _rings(self) -> None:
         self._alarm = None
+        self._rings_at = NEVER
         waiting = self._waiting
         if waiting is None:
             return
-        if self.loop.time() < self._expires:
-            self._alarm = self.loop.call_at(self._expires, self._rings)
+        now = self.clock.mono()
+        if now < waiting.until:
+            self._set_alarm(now, waiting.until)
         else:
-            self._expire(waiting)
+            self._expire(waiting, now)
 
     def post(self, ask: Ask) -> None:
         """Sends a request that nobody answers (a broadcast)."""
         if self.transport is None:
             raise LinkFault("no connection")
         self._buffer = b""
-        self.transport.write(self.strict.encode(ask.pdu, ask.unit, 0))  # type: ignore[attr-defined]
+        self.transport.write(self.strict.frame(ask, 0).request)  # type: ignore[attr-defined]
 
     def clashes(self, ask: Ask) -> bool:
         """True on RTU when the late reply of an earlier request could be taken for the reply to this one."""
@@ -343,15 +349,13 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         if len(self._given_up) > LATE_KEPT:
             self._given_up.popitem(last=False)
 
-    def _expire(self, waiting: Waiting) -> None:
-        if waiting.future.done():
-            return
-        seconds = self.clock.mono() - waiting.sent
+    def _expire(self, waiting: Waiting, now: float) -> None:
+        seconds = now - waiting.sent
         what = f"no answer within {seconds * 1000:.0f} ms"
         came = waiting.wrong or self._strange(waiting.ask)
         if came:
             what = f"no right answer within {seconds * 1000:.0f} ms: it sent {came}"
-        waiting.future.set_exception(LinkFault(what, Quality.TIMEOUT))
+        waiting.fail(LinkFault(what, Quality.TIMEOUT))
 
     def _strange(self, ask: Ask) -> str | None:
         """What the bytes are that came instead of any frame, or None."""
@@ -365,7 +369,19 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self._view[:nbytes]))
+        waiting = self._waiting
+        if (
+            waiting is not None
+            and nbytes == waiting.size
+            and not self._buffer
+            and self._space.startswith(waiting.mark)
+        ):  # nearly always it is just what was asked for
+            self.last_byte = self.clock.mono()
+            if self._given_up:
+                self.forget(waiting.ask.unit)
+            self._answer(waiting, bytes(self._view[7 + waiting.ask.skip : nbytes]))
+        else:
+            self.data_received(bytes(self._view[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes as they come; never raises, whatever they are."""
@@ -383,29 +399,32 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             self._buffer = data[-KEPT:]
             self._note_late(data)
             if isinstance(self.strict, RtuFramer) and self.strict.is_broken(self._buffer, waiting.ask):
-                self._set_alarm(min(waiting.until, self.loop.time() + SILENCE))
+                waiting.until = min(waiting.limit, self.last_byte + SILENCE)
+                self._set_alarm(self.last_byte, waiting.until)
             return
         if self._given_up:
             self._note_late(data)
         self._finish(waiting, judged.pdu)
 
     def _finish(self, waiting: Waiting, pdu: bytes) -> None:
-        self._waiting = None
-        self._buffer = b""
-        if waiting.future.done():
-            return
         ask = waiting.ask
-        now = self.last_byte
         if self._rtu and ask.function in READS and ask.size != len(ask.pdu):
             # an echo alone proves nothing; one before a reply does
             self.echo = waiting.echo_seen or self._always_echo
             self.echo_known = True
         if pdu[0] & 0x80:
-            waiting.future.set_result(Answer(None, pdu[1], now, now - waiting.sent))
+            self._answer(waiting, None, pdu[1])
             return
         if self._given_up:
             self.forget(ask.unit)  # a unit answers in order
-        waiting.future.set_result(Answer(pdu[ask.skip :], None, now, now - waiting.sent))
+        self._answer(waiting, pdu[ask.skip :])
+
+    def _answer(self, waiting: Waiting, payload: bytes | None, exception: int | None = None) -> None:
+        self._waiting = None
+        self._buffer = b""
+        if not waiting.done():
+            t = self.last_byte
+            waiting.answer(Answer(payload, exception, t, t - waiting.sent))
 
     def _echo_missing(self, waiting: Waiting) -> bool:
         """On a line that echoes, a write's reply looks like its echo: nothing counts before the echo was seen."""
@@ -447,8 +466,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
 
     def callback_disconnected(self, exc: Exception | None) -> None:
         words = "the other side closed the connection" if exc is None else f"connection lost: {_plain(exc)}"
-        if self._waiting is not None and not self._waiting.future.done():
-            self._waiting.future.set_exception(LinkFault(words))
+        if self._waiting is not None:
+            self._waiting.fail(LinkFault(words))
         self.on_lost(words)
 
     def shut(self) -> None:
@@ -459,8 +478,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         self.close()
         if transport is not None:
             transport.abort()  # type: ignore[attr-defined]
-        if self._waiting is not None and not self._waiting.future.done():
-            self._waiting.future.set_exception(LinkFault("the line was closed"))
+        if self._waiting is not None:
+            self._waiting.fail(LinkFault("the line was closed"))
 
 
 def _plain(error: Exception) -> str:
