@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +18,10 @@ from agent.modbus.server import ModbusServer
 from agent.modbus.simulated import ports
 from agent.modbus.simulator import Simulation
 from agent.runtime.clock import SystemClock
+from agent.runtime.plant import Plant
 from agent.runtime.poll import DevicePoll, poll_keys
 from agent.twin.quality import Quality
+from agent.twin.records import Event
 
 
 def configured(port: int, *tags: str, profile: str = "") -> Config:
@@ -203,3 +207,82 @@ def test_the_wrong_profile_names_the_right_one(
     assert got.error.endswith(f"there are 1, {number}; profile {other} has them")
     assert got.tags["maker"].plain == "ACME"
     assert got.tags["active_power"].quality is Quality.ILLEGAL
+
+
+# -- while the agent runs -------------------------------------------------------------------------------------------
+
+
+class Moving:
+    """A device whose registers, and with them its chain, can be changed; a write is taken where there is a register."""
+
+    def __init__(self, words: dict[int, int]) -> None:
+        self.words = words
+
+    def answer(self, unit: int, pdu: bytes) -> bytes:
+        if pdu[0] != 6:
+            return makes(self.words)(unit, pdu)
+        address, word = struct.unpack(">HH", pdu[1:])
+        if address not in self.words:
+            return bytes([0x86, 2])
+        self.words[address] = word
+        return pdu
+
+
+def controls(base: int, length: int, power: int) -> dict[int, int]:
+    body = [power, 0, *[0] * 22]
+    return chained(base, common(length), [123, 24, *body])
+
+
+WRITTEN = (
+    "limit: {sunspec: 123+2, every: 50ms, write: {min_interval: 0s}}",
+    "other: {sunspec: 124+2, every: 50ms, write: true}",
+)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen within 20 s")
+
+
+def test_a_chain_that_moves_between_two_connections(tmp_path: Path) -> None:
+    async def go() -> None:
+        moving = Moving(controls(40000, 66, 11))
+        server = ModbusServer(moving.answer)
+        port = await server.start("127.0.0.1", 0)
+        config = configured(port, *WRITTEN)
+        told: list[Event] = []
+        plant = Plant(
+            config, state_dir=tmp_path, clock=SystemClock(), sink=lambda row: None, on_event=told.append
+        )
+        [line] = plant.lines
+        task = asyncio.create_task(line.run())
+        sample = functools.partial(plant.twin.sample, ("d", "limit"))
+        write = functools.partial(plant.writer.write, source="test")
+        try:
+            await until(lambda: sample().plain == 11)
+            assert plant.twin.sample(("d", "other")).quality is Quality.ILLEGAL
+            outcome = await write(("d", "limit"), 12, deadline=SystemClock().mono() + 5.0)
+            assert (outcome.ok, moving.words[40072]) == (True, 12)
+            outcome = await write(("d", "other"), 12, deadline=SystemClock().mono() + 5.0)
+            assert outcome.error == "d/other: no model 124 in the SunSpec chain; there are 1, 123"
+            await server.stop()
+            moving.words = controls(50000, 65, 21)
+            server = ModbusServer(moving.answer)
+            await server.start("127.0.0.1", port)
+            await until(lambda: sample().plain == 21)
+            assert [event.name for event in told if event.name.startswith("sunspec")] == [
+                "sunspec_chain",
+                "sunspec_moved",
+            ]
+            outcome = await write(("d", "limit"), 22, deadline=SystemClock().mono() + 5.0)
+            assert (outcome.ok, moving.words[50071]) == (True, 22)
+        finally:
+            await line.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await server.stop()
+
+    asyncio.run(go())
