@@ -58,7 +58,7 @@ def design(
     """
     if model.k == 0.0 or not math.isfinite(model.k):
         raise ValueError("a process of gain 0 cannot be controlled")
-    interval = _interval(model, period)
+    interval = interval_of(model, period)
     dead, _ = split_delay(model.delay, interval)
     a, b = _polynomials(model, interval)
     horizon, lag, rising = _shape(model, interval, dead)
@@ -75,7 +75,8 @@ def design(
     return Design(model, interval, approach, window, penalty, (par, response, np.ascontiguousarray(weight)))
 
 
-def _interval(model: ModelConfig, period: float) -> float:
+def interval_of(model: ModelConfig, period: float) -> float:
+    """Seconds between two plans of a loop that steps every `period` seconds."""
     lags = model.t2 if model.integrating else model.t1 + model.t2
     return period * max(1, math.ceil((model.delay + lags) / (MOST_INTERVALS * period)))
 

@@ -52,8 +52,8 @@ def test_the_grade_decides() -> None:
 
 
 def test_a_model_on_which_a_small_error_counts_much_is_refused() -> None:
-    """Dead time alone, and hardly any noise: fast, and at once too fast where gain and delay are 30 % more."""
-    brittle = ModelConfig(k=1.0, t1=0.2, delay=12.0, grade="good", noise=1e-3)
+    """An integrator, and so much noise that the output must be quiet: too slow for a process that is stronger."""
+    brittle = ModelConfig(k=0.2, integrating=True, t2=3.0, delay=4.0, grade="good", noise=4.0)
     given = grant(config(brittle), 1.0)
     assert given.design is None
     assert f"more than {FRAGILE}" in (given.why or "")
@@ -61,10 +61,10 @@ def test_a_model_on_which_a_small_error_counts_much_is_refused() -> None:
 
 def test_moves_cost_more_where_noise_would_make_it_brittle() -> None:
     quiet = grant(config(dataclasses.replace(MODEL, noise=1e-4)), 1.0)
-    noisy = grant(config(dataclasses.replace(MODEL, noise=3.0)), 1.0)
+    noisy = grant(config(dataclasses.replace(MODEL, noise=10.0)), 1.0)
     assert quiet.design is not None and noisy.design is not None
     assert noisy.design.penalty > quiet.design.penalty == 1.0
-    assert noisy.noise == 3.0
+    assert noisy.noise == 10.0
     unknown = grant(config(dataclasses.replace(MODEL, noise=0.0)), 1.0)
     assert unknown.noise == pytest.approx(0.005 * 200.0)
 

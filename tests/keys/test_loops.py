@@ -283,7 +283,7 @@ def test_model_grade() -> None:
 def test_model_noise() -> None:
     """With so much noise a move costs more, for the loop to bear an error of the model."""
     two = {"t1": "10s", "t2": "4s", "delay": "3s"}
-    assert foretold(two | {"noise": 4.0})[0] < 0.9 * foretold(two | {"noise": 0.1})[0]
+    assert foretold(two | {"noise": 10.0})[0] < 0.9 * foretold(two | {"noise": 0.1})[0]
 
 
 @effect(f"{KEY}.model.bias")
