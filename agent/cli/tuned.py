@@ -7,6 +7,7 @@ import math
 from agent.config.types import ModelConfig
 from agent.control.compare import Scores
 from agent.control.gains import Gains
+from agent.control.identify import Identified
 from agent.control.tuning import Tuning
 from agent.plot import Band, Line, Panel, Rule, chart
 
@@ -23,6 +24,23 @@ def report(found: Tuning, chosen: str | None, source: str) -> str:
     lines = [
         f"loop {found.loop.name}, {source}: {identified.samples} samples, {identified.period:.4g} s apart"
         + (f", {identified.cut} beside a gap left out" if identified.cut else ""),
+    ]
+    if found.rows:
+        lines += _found(identified, model)
+    lines.append(f"grade {TITLE_GRADES[identified.grade]}")
+    lines += [f"  {why}" for why in identified.why]
+    if not found.rows:
+        return "\n".join(lines)
+    lines += ["", *_table(found, chosen)]
+    row = found.rows.get(chosen or "")
+    if row is not None and row.gains is not None:
+        lines += ["", f"for the configuration ({row.name}):", *_settings(found, row.gains)]
+    return "\n".join(lines)
+
+
+def _found(identified: Identified, model: ModelConfig) -> list[str]:
+    """The process and how well it is known."""
+    lines = [
         f"process: {_process(model)}",
         f"  gain  {model.k:g} +- {identified.k_error:.2g}{' per second' if model.integrating else ''}",
         f"  delay {model.delay:g} s +- {identified.delay_error:.2g} s",
@@ -33,15 +51,7 @@ def report(found: Tuning, chosen: str | None, source: str) -> str:
         lines.append(
             "  delays that explain it alike: " + ", ".join(f"{late:.3g}" for late in identified.delays) + " s"
         )
-    lines.append(f"grade {TITLE_GRADES[identified.grade]}")
-    lines += [f"  {why}" for why in identified.why]
-    if not found.rows:
-        return "\n".join(lines)
-    lines += ["", *_table(found, chosen)]
-    row = found.rows.get(chosen or "")
-    if row is not None and row.gains is not None:
-        lines += ["", f"for the configuration ({row.name}):", *_settings(found, row.gains)]
-    return "\n".join(lines)
+    return lines
 
 
 def _process(model: ModelConfig) -> str:

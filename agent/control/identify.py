@@ -250,4 +250,6 @@ def _grade(
         fair.append(
             "only the setpoint moved the loop, and the controller answered: the delay may be misjudged"
         )
+    if source.effect < EXCITED_PEAK or source.total < EXCITED_TOTAL:
+        return poor[:1], "poor"  # whatever else was found is found in nothing
     return poor + fair, "poor" if poor else "fair" if fair else "good"
