@@ -1,10 +1,12 @@
 """How good and how fast the forecasts and the health score are, beside the last value and, where installed, two peers.
 
 Real series come from a data folder (--data, or ../shared/data beside the repository) and are skipped where absent.
-Peers: statsmodels AutoReg(8), refitted every 100 samples on the last 1000; river SNARIMAX(8, 0, 0). Strictly online:
-each sample is forecast before it is seen; scored from the 101st, intervals from the 401st.
+Peers, from `pip install .[bench]`: statsmodels AutoReg(8), refitted every 100 samples on the last 1000; river SNARIMAX
+on levels and on differences. Strictly online: each sample is forecast before it is seen; scored from the 101st,
+intervals from the 401st.
 
     python benchmarks/predict.py [--data FOLDER] [--quick]
+    python benchmarks/predict.py --long 10000000      # nothing but this: does a model stay sound for months
 """
 
 from __future__ import annotations
@@ -99,17 +101,17 @@ def autoreg(y: Floats) -> tuple[Floats, float]:
     return made, (time.process_time() - started) / len(y)
 
 
-def snarimax(y: Floats) -> tuple[Floats, float]:
+def snarimax(y: Floats, d: int) -> tuple[Floats, float]:
     from river import linear_model, optim, preprocessing
     from river import time_series as rts
 
     scaled = preprocessing.StandardScaler() | linear_model.LinearRegression(optimizer=optim.SGD(0.01))
-    model = rts.SNARIMAX(p=8, d=0, q=0, regressor=scaled)
+    model = rts.SNARIMAX(p=8, d=d, q=0, regressor=scaled)
     made = np.full((len(y), len(HORIZON)), np.nan)
     started = time.process_time()
     for t, value in enumerate(y):
         model.learn_one(float(value))
-        if t >= 20:
+        if t >= BURN:
             path = model.forecast(horizon=HORIZON[-1])
             made[t] = [path[h - 1] for h in HORIZON]
     return made, (time.process_time() - started) / len(y)
@@ -171,12 +173,17 @@ def peers(series: dict[str, Floats]) -> None:
     some = {name: y[:1500] for name, y in list(series.items())[::6] if np.isfinite(y[:1500]).all()}
     rivals: dict[str, tuple[str, Callable[[Floats], tuple[Floats, float]]]] = {
         "statsmodels AutoReg(8)": ("statsmodels", autoreg),
-        "river SNARIMAX(8,0,0)": ("river", snarimax),
+        "river SNARIMAX(8,0,0)": ("river", lambda y: snarimax(y, 0)),
+        "river SNARIMAX(8,1,0)": ("river", lambda y: snarimax(y, 1)),
     }
-    print(f"\nPeers on {len(some)} series of at most 1500 rows")
+    print(
+        f"\nPeers on {len(some)} series of at most 1500 rows: MAE over that of the last value, the worst at 1 step"
+    )
+    many = speed(1000)
+    own = float("nan")
     for name, (module, function) in {"ours": ("", lambda y: (ours(y)[0], ours(y)[3])), **rivals}.items():
         if module and find_spec(module) is None:
-            print(f"  {name:26} not installed, skipped")
+            print(f"  {name:26} not installed, skipped (pip install .[bench])")
             continue
         scores, seconds = [], []
         with np.errstate(all="ignore"):
@@ -184,15 +191,57 @@ def peers(series: dict[str, Floats]) -> None:
                 made, each = function(y)
                 scores.append([relative(y, made, j) for j in range(3)])
                 seconds.append(each)
-        mean = np.exp(np.log(np.array(scores)).mean(0))
+        table, each = np.array(scores), float(np.mean(seconds))
+        mean = np.exp(np.log(table).mean(0))
+        own = each if not module else own
+        ratio = (
+            f", {each / own:.0f} times ours for one tag, {each / many:.0f} times ours for one of 1000"
+            if module
+            else ""
+        )
         print(
             f"  {name:26}",
             *(f"{value:9.3g}" for value in mean),
-            f"  {1e6 * float(np.mean(seconds)):8.1f} us per update",
+            f" |{table[:, 0].max():9.3g}",
+            f" | {1e6 * each:7.1f} us per update{ratio}",
         )
 
 
-def speed(tags: int) -> None:
+def long(updates: int) -> None:
+    """Four models over so many samples each: what rounding and forgetting make of their state."""
+    kinds = ("AR(1) noise", "constant", "random walk", "at 1e9, half of it missing")
+    model = Predictor([("plant", kind) for kind in kinds], np.ones(4), horizon=HORIZON)
+    rng = np.random.default_rng(4)
+    slots, size, least, row = np.arange(4), model.state.side.shape[1], np.inf, np.zeros(4)
+    lower = np.tril_indices(size)
+    block = 100_000
+    started = time.process_time()
+    for begin in range(0, updates, block):
+        noise = rng.normal(size=(block, 4))
+        gone = rng.random(block) < 0.5
+        for i in range(min(block, updates - begin)):
+            row = np.array([0.9 * row[0] + noise[i, 0], 7.0, row[2] + noise[i, 2], 1e9 + noise[i, 3]])
+            if gone[i]:
+                row[3] = np.nan
+            model.update(slots, row, np.full(4, float(begin + i)))
+        matrix = np.zeros((4, size, size))
+        matrix[:, lower[0], lower[1]] = matrix[:, lower[1], lower[0]] = model.state.packed
+        least = min(least, float(np.linalg.eigvalsh(matrix).min()))
+    finite = all(
+        np.isfinite(part).all() for part in (model.state.packed, model.state.side, model.state.thetas)
+    )
+    print(
+        f"\n{updates} updates of {len(kinds)} models, {1e6 * (time.process_time() - started) / updates / 4:.2f} us each"
+    )
+    print(f"  all state finite: {finite}; least eigenvalue of an information matrix: {least:.4g}")
+    for kind, (y, low, high) in zip(kinds, zip(model.y, model.lo, model.hi, strict=True), strict=True):
+        book = model.book(kinds.index(kind))[1]
+        width = high[0] - low[0]
+        print(f"  {kind:28} forecast {y[0]:12.6g}, width {width:8.3g}, coverage {book['coverage']:.4f}")
+
+
+def speed(tags: int) -> float:
+    """Seconds per tag and update, the best of some scans."""
     model = Predictor([("plant", f"tag{i}") for i in range(tags)], np.ones(tags), horizon=HORIZON)
     values = np.cumsum(np.random.default_rng(2).normal(size=(80, tags)), axis=0)
     slots, best = np.arange(tags), np.inf
@@ -203,6 +252,7 @@ def speed(tags: int) -> None:
         if i > 40:
             best = min(best, time.perf_counter() - started)
     print(f"  {tags:6} tags: {1e3 * best:8.3f} ms per scan, {1e6 * best / tags:.2f} us per tag, all horizons")
+    return best / tags
 
 
 def main() -> None:
@@ -212,8 +262,14 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=here.parent / "shared" / "data")
     parser.add_argument("--quick", action="store_true", help="no peers")
+    parser.add_argument(
+        "--long", type=int, metavar="N", help="N updates each of four models, and nothing else"
+    )
     args = parser.parse_args()
     print(f"kernels: {kernelcache.backend()}")
+    if args.long:
+        long(args.long)
+        return
     real = real_series(args.data)
     if real:
         accuracy(real, "Real")
