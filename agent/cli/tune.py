@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--use",
         metavar="RULE",
-        choices=["simc", "amigo-pi", "amigo-pid", "ms"],
-        help="the gains to recommend: simc, amigo-pi, amigo-pid or ms (by maximum sensitivity)",
+        choices=["simc", "amigo-pi", "amigo-pid", "ms", "predictive"],
+        help="what to recommend: simc, amigo-pi, amigo-pid, ms (by maximum sensitivity) or predictive",
     )
     parser.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw the record and the responses")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise Failure(f"{args.data}: {error}") from None
     chosen = args.use or found.best
+    if found.rows and chosen not in found.rows:
+        raise Failure(f"{chosen} is nothing for this model; there are {', '.join(found.rows)}")
     if args.json:
         print(json.dumps({**tuning.body(found), "best": chosen if found.rows else None}))
     else:

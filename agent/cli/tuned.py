@@ -6,7 +6,6 @@ import math
 
 from agent.config.types import ModelConfig
 from agent.control.compare import Scores
-from agent.control.gains import Gains
 from agent.control.identify import Identified
 from agent.control.tuning import Tuning
 from agent.plot import Band, Line, Panel, Rule, chart
@@ -33,8 +32,9 @@ def report(found: Tuning, chosen: str | None, source: str) -> str:
         return "\n".join(lines)
     lines += ["", *_table(found, chosen)]
     row = found.rows.get(chosen or "")
-    if row is not None and row.gains is not None:
-        lines += ["", f"for the configuration ({row.name}):", *_settings(found, row.gains)]
+    if row is not None:
+        lines += ["", f"for the configuration ({row.name}):"]
+        lines += [f"    {key}: {text}" for key, text in settings(found, row)]
     return "\n".join(lines)
 
 
@@ -90,24 +90,21 @@ def _cells(row: Scores) -> list[str]:
     ]
 
 
-def _settings(found: Tuning, gains: Gains) -> list[str]:
-    """Lines to put under the loop."""
+def settings(found: Tuning, row: Scores) -> list[tuple[str, str]]:
+    """(key, YAML text in flow style) of what the loop should say: controller, model, and action where it differs."""
+    gains, loop = row.gains, found.loop
+    if gains is None:
+        controller, action = "type: predictive", "reverse" if found.model.k > 0.0 else "direct"
+    else:
+        controller, action = (
+            f"type: pid, kp: {abs(gains.kp):g}, ti: {gains.ti:g}s, td: {gains.td:g}s, b: {gains.b:g}",
+            gains.action,
+        )
+    controller += f", c: {loop.controller.c:g}, n: {loop.controller.n:g}"
     return [
-        f"    {key}: {{{text}}}" if key != "action" else f"    action: {text}"
-        for key, text in settings(found, gains)
-    ]
-
-
-def settings(found: Tuning, gains: Gains) -> list[tuple[str, str]]:
-    """(key, flow text without braces) of what the loop should say: controller, model, and action where it differs."""
-    controller = [
-        f"type: pid, kp: {abs(gains.kp):g}, ti: {gains.ti:g}s, td: {gains.td:g}s, b: {gains.b:g}",
-        *(f"{key}: {getattr(found.loop.controller, key):g}" for key in ("c", "n")),
-    ]
-    return [
-        ("controller", ", ".join(controller)),
-        ("model", model_text(found.model)),
-        *([("action", gains.action)] if gains.action != found.loop.action else []),
+        ("controller", f"{{{controller}}}"),
+        ("model", f"{{{model_text(found.model)}}}"),
+        *([("action", action)] if action != loop.action else []),
     ]
 
 

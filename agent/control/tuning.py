@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agent.config.types import LoopConfig, ModelConfig
-from agent.control.compare import Plan, Scores, plan, score_pid
+from agent.control.compare import Plan, Scores, plan, score, score_pid
 from agent.control.gains import amigo_pi, amigo_pid, simc
 from agent.control.identify import Identified, identify
+from agent.control.predictive import Predictive
 from agent.control.record import Record
 from agent.control.robust import most_sensitive
 
 DIGITS = 4
-RULES = ("simc", "amigo-pi", "amigo-pid", "ms")
-"""What `--use` may name, in the order of the rows."""
+PREDICTIVE = "predictive"
+RULES = ("simc", "amigo-pi", "amigo-pid", "ms", PREDICTIVE)
+"""What may be chosen, in the order of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def tune(record: Record, loop: LoopConfig, period: float) -> Tuning:
 
 
 def compare(model: ModelConfig, runs: Plan) -> dict[str, Scores]:
-    """Rule -> what its gains give with the product's own controller."""
+    """Rule -> what it gives with the product's own controllers; predictive only where the model is granted that."""
     gains = {
         "simc": simc(model, runs.period),
         "amigo-pi": amigo_pi(model, runs.period),
@@ -58,7 +60,18 @@ def compare(model: ModelConfig, runs: Plan) -> dict[str, Scores]:
         for rule, one in gains.items()
         if one is not None
     }
-    return {rule: score_pid(one, model, runs) for rule, one in rounded.items()}
+    rows = {rule: score_pid(one, model, runs) for rule, one in rounded.items()}
+    loop = predictive(runs.loop, model)
+    if Predictive(loop, runs.period).reason is None:
+        rows[PREDICTIVE] = score(PREDICTIVE, lambda: Predictive(loop, runs.period), model, runs)
+    return rows
+
+
+def predictive(loop: LoopConfig, model: ModelConfig) -> LoopConfig:
+    """The loop with the predictive controller on this model, the PID beneath it with gains that suit the model."""
+    controller = dataclasses.replace(loop.controller, type="predictive", kp=0.0)
+    action: Literal["reverse", "direct"] = "reverse" if model.k >= 0.0 else "direct"
+    return dataclasses.replace(loop, controller=controller, model=model, action=action)
 
 
 def tidy(value: float) -> float:

@@ -73,9 +73,10 @@ def test_a_record_gives_the_model_and_gains(
     assert found["model"]["k"] == pytest.approx(1.0, rel=0.05)
     assert found["model"]["delay"] == pytest.approx(5.0, abs=1.0)
     assert found["model"]["grade"] == "good"
-    assert set(found["gains"]) == {"simc", "amigo-pi", "amigo-pid", "ms"}
+    assert set(found["gains"]) == {"simc", "amigo-pi", "amigo-pid", "ms", "predictive"}
     assert found["best"] == "ms"
     assert found["gains"]["ms"]["ms"] <= 1.52
+    assert found["gains"]["predictive"]["overshoot"] < found["gains"]["ms"]["overshoot"]
     assert as_json(capsys, config, "heat", data, "--use", "simc")["best"] == "simc"
 
 
