@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.config.types import ControllerConfig, LoopConfig, ModelConfig
+from agent.config.types import Config, ControllerConfig, LoopConfig, ModelConfig
 from agent.control.compare import Plan, plan, score, simulate, with_gains
 from agent.control.design import Design, design, interval_of
 from agent.control.gains import simc
@@ -42,8 +42,10 @@ class Grant:
 
 
 def grant(config: LoopConfig, period: float) -> Grant:
-    """For a loop whose controller is predictive. It takes a few hundred ms, and the same question is not worked out
-    twice: asked on another thread first, it costs the loops no time. `period`: seconds between steps."""
+    """For a loop whose controller is predictive; `period`: seconds between two of its steps.
+
+    It takes up to a few hundred ms; the same question is not worked out twice (see `prepare`).
+    """
     plain = LoopConfig(
         name="",
         pv=("", ""),
@@ -56,6 +58,13 @@ def grant(config: LoopConfig, period: float) -> Grant:
         rate=config.rate,
     )
     return _grant(plain, period)
+
+
+def prepare(config: Config) -> None:
+    """Asks for all loops: on another thread, before they take this configuration, it costs them no time."""
+    for loop in config.loops.values():
+        if loop.controller.type == "predictive":
+            grant(loop, max(loop.every, config.tag(loop.pv).every))
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agent.config.load import for_run, load
 from agent.config.secrets import SecretProblem
 from agent.config.types import Config
+from agent.control.grant import prepare
 from agent.runtime import notify
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Reload:
             log.info("reloaded: nothing changed")
             notify.ready("nothing changed")
             return
+        await asyncio.get_running_loop().run_in_executor(None, prepare, config)
         try:
             touched = await self._service.change(config)
         except SecretProblem as problem:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from agent.config.types import ControllerConfig, LoopConfig, ModelConfig
-from agent.control.grant import FRAGILE, MOST_TRAVEL, grant
+from agent.control.grant import FRAGILE, MOST_TRAVEL, _grant, grant, prepare
 from agent.control.loop import Loop
 from agent.control.pid import Pid
 from agent.control.predictive import Predictive, controller_for, retuned
 from agent.control.process import Process, with_error
 from agent.control.signals import Inputs, Sample
 from agent.twin.records import Event
+from tests.keys.table import configured
 
 MODEL = ModelConfig(k=2.0, t1=10.0, t2=4.0, delay=3.3, grade="good", noise=0.05)
 
@@ -99,6 +100,15 @@ def test_gains_that_are_given_are_the_pids() -> None:
 def test_the_same_question_is_worked_out_once() -> None:
     assert grant(config(), 1.0) is grant(config(name="other", deadband=3.0), 1.0)
     assert grant(config(), 1.0) is not grant(config(), 2.0)
+
+
+def test_a_reload_works_it_out_before_the_loops_are_touched() -> None:
+    model = {"k": 2.0, "t1": "12s", "delay": "2s", "grade": "good"}
+    loaded = configured({"loops.l.controller": {"type": "predictive"}, "loops.l.model": model})
+    prepare(loaded)
+    before = _grant.cache_info().misses
+    Loop(loaded.loops["l"], pv_period=loaded.tag(("d", "pv")).every)
+    assert _grant.cache_info().misses == before
 
 
 # -- as the loop has it ---------------------------------------------------------------------------------------------
