@@ -98,6 +98,8 @@ class Loops:
         self._clock = clock
         self._on_event = on_event
         self._runners = {name: self._make(loop) for name, loop in config.loops.items()}
+        self.ticked = clock.mono()
+        """Monotonic time of the last tick."""
         self._index()
 
     def _index(self) -> None:
@@ -157,7 +159,7 @@ class Loops:
             await asyncio.sleep(min(self._tick_every, max(next_beat - self._clock.mono(), SOON)))
 
     def tick(self) -> None:
-        now = self._clock.mono()
+        now = self.ticked = self._clock.mono()
         for runner in self._runners.values():
             self._carry_out(runner, runner.loop.on_tick(now), now)
 

@@ -206,7 +206,7 @@ class Service:
         return problems
 
     def healthy(self) -> bool:
-        """True while every scan ends, loops tick and the cloud thread lives; dead PLCs and brokers are problems, not ill health."""
+        """True while scans end, loops tick and the cloud thread lives; a dead PLC or broker is a problem, no ill health."""
         return self._hung() is None
 
     def _hung(self) -> str | None:
