@@ -35,6 +35,7 @@ MAY_IMPORT = {
 
 PURE = [
     "agent/modbus/plan.py",
+    "agent/modbus/sunspec.py",
     "agent/modbus/codec.py",
     "agent/modbus/schedule.py",
     "agent/cloud/payload.py",

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     survey = Survey(asker, args.unit, ranges or {"holding": [DEFAULT_SPAN], "input": [DEFAULT_SPAN]})
     complete = True
     try:
-        asyncio.run(_run(asker, survey))
+        asyncio.run(_run(asker, survey, chain=args.yaml))
     except KeyboardInterrupt:
         complete = False
     except Unreachable as why:
@@ -82,12 +82,14 @@ def main(args: argparse.Namespace) -> int:
     _print(args, survey, complete)
     if not complete:
         return INTERRUPTED
-    return 0 if any(survey.values.values()) else 1
+    return 0 if any(survey.values.values()) or survey.chain is not None else 1
 
 
-async def _run(asker: Any, survey: Survey) -> None:
+async def _run(asker: Any, survey: Survey, *, chain: bool) -> None:
     try:
         await survey.run()
+        if chain:
+            await survey.walk()
     finally:
         asker.close()
 
@@ -95,8 +97,10 @@ async def _run(asker: Any, survey: Survey) -> None:
 def _print(args: argparse.Namespace, survey: Survey, complete: bool) -> None:
     if args.yaml:
         from agent.modbus.guesses import device_block
+        from agent.modbus.sunspec import profile_of
 
-        block = device_block(f"unit{args.unit}", args.url.text, args.unit, survey.shape)
+        profile = None if survey.chain is None else profile_of(survey.chain)
+        block = device_block(f"unit{args.unit}", args.url.text, args.unit, survey.shape, profile=profile)
         notes = survey.notes if complete else [*survey.notes, "not all was read"]
         print("".join(f"# {note}\n" for note in notes) + block, end="")
         return

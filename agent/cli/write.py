@@ -74,7 +74,10 @@ def _agreed(config: Config, key: Key, value: Plain) -> bool:
     if not sys.stdin.isatty():
         raise Failure("say --yes to write without being asked", status=2)
     tag, device = config.tag(key), config.devices[key[0]]
-    where = f"{tag.table} {tag.address} of {device.url.text} unit {device.unit}"
+    place = f"{tag.table} {tag.address}"
+    if tag.sunspec is not None:
+        place = f"register {tag.sunspec.offset} of SunSpec model {tag.sunspec.first}-{tag.sunspec.last}"
+    where = f"{place} of {device.url.text} unit {device.unit}"
     return input(f"write {value} {tag.unit or ''} to {'/'.join(key)} ({where})? [y/N] ").strip().lower() in (
         "y",
         "yes",

@@ -175,9 +175,14 @@ def _float_order(words: Mapping[int, int], first: int, last: int) -> tuple[str |
     return best[1], best[2]
 
 
-def device_block(name: str, url: str, unit: int, shape: Shape) -> str:
-    """A configuration with one device, as YAML that `edgetwin check` passes; comments say what stood there."""
+def device_block(name: str, url: str, unit: int, shape: Shape, *, profile: str | None = None) -> str:
+    """A configuration with one device, as YAML that `edgetwin check` passes; comments say what stood there.
+
+    `profile` is one that reads the device; what it reads is not in `shape`.
+    """
     lines = ["devices:", f"  {name}:", f'    url: "{url}"', f"    unit: {unit}"]
+    if profile is not None:
+        lines.append(f"    profile: {profile}")
     limits = [
         f"{key}: {most}" for key, most in (("registers", shape.registers), ("bits", shape.bits)) if most
     ]
@@ -197,5 +202,7 @@ def device_block(name: str, url: str, unit: int, shape: Shape) -> str:
             body = ", ".join(f"{key}: {text}" for key, text in keys.items())
             lines.append(f"      {table}_{guess.address}: {{{body}}}  # {guess.now}")
     if not any(shape.values.values()):
+        if profile is not None:
+            return "\n".join(lines[:-1]) + "\n"
         lines[-1] = "    tags: {}  # nothing could be read"
     return "\n".join(lines) + "\n"

@@ -34,6 +34,13 @@ class Chain:
     models: tuple[Model, ...] = ()
     fault: str | None = None
 
+    @property
+    def after(self) -> int:
+        """The address after the end of the chain, its header included."""
+        last = self.models[-1] if self.models else None
+        start = last.address + HEADER + last.length if last is not None else (self.base or 0) + len(MARKER)
+        return start + HEADER
+
     def find(self, where: SunSpec) -> Model | None:
         """The first model whose ID is in the range of a place."""
         return next((one for one in self.models if where.first <= one.id <= where.last), None)
@@ -102,8 +109,8 @@ def _models(base: int) -> Generator[int, Words | None, Chain]:
 
 def marks(base: int, models: tuple[Model, ...]) -> dict[int, int]:
     """Address -> word of all of a chain but the bodies: marker, headers, end."""
-    after = models[-1].address + HEADER + models[-1].length if models else base + len(MARKER)
-    spans = [(base, MARKER), *((one.address, (one.id, one.length)) for one in models), (after, (END, 0))]
+    end = Chain(base, models).after - HEADER
+    spans = [(base, MARKER), *((one.address, (one.id, one.length)) for one in models), (end, (END, 0))]
     return {first + k: word for first, words in spans for k, word in enumerate(words)}
 
 

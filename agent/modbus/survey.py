@@ -8,12 +8,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.config.sunspec import MARKER
 from agent.config.types import Table
 from agent.modbus.discover import Asks, Avoided, silent
 from agent.modbus.faults import ABSENT, BUSY, LinkFault, exception_words
 from agent.modbus.framers import Answer
 from agent.modbus.guesses import Shape, pairs, runs, span_text
 from agent.modbus.plan import READ_FUNCTION, REGISTER_TABLES
+from agent.modbus.sunspec import Chain, profile_of, walk
 
 MOST = {"holding": 125, "input": 125, "coil": 2000, "discrete": 2000}
 """The longest read that the standard allows (application protocol V1.1b3, 6.1 to 6.4)."""
@@ -46,6 +48,9 @@ class Survey:
         self._unit = unit
         self._ranges = ranges
         self._silent = 0
+        self.chain: Chain | None = (
+            None  # of SunSpec models; None where it was not looked for, or is not there
+        )
 
     async def run(self) -> None:
         """Reads every range. Raises discover.Unreachable when there is no connection (any more)."""
@@ -61,6 +66,25 @@ class Survey:
                     return  # nobody is there
 
     # -- reading ------------------------------------------------------------------------------------------------
+
+    async def walk(self) -> None:
+        """Looks for a SunSpec chain, where the unit answers at all. Raises discover.Unreachable."""
+        steps = walk()
+        try:
+            address = next(steps)
+            while self.rtts:
+                answer = await self._ask("holding", address, len(MARKER))
+                data = None if answer is None else answer.payload
+                address = steps.send(None if data is None else struct.unpack(">HH", data))
+        except StopIteration as end:
+            chain: Chain = end.value
+            if chain.models:
+                self.chain = chain
+                models = ", ".join(str(one.id) for one in chain.models)
+                self.notes.append(f"SunSpec models from {chain.base}: {models}")
+                self.notes += [chain.fault] if chain.fault else []
+        except Stop as stop:
+            self.notes.append(f"SunSpec: {stop}")
 
     async def _range(self, table: Table, first: int, after: int) -> None:
         while first < after:
@@ -175,8 +199,17 @@ class Survey:
             known = [self.too_long[table] - 1 for table in tables if table in self.too_long]
             return min(known, default=None)
 
+        values = self.values
+        if (
+            self.chain is not None and profile_of(self.chain) is not None
+        ):  # the profile reads what is in the chain
+            inside = range(self.chain.base or 0, self.chain.after)
+            values = {
+                table: {a: word for a, word in found.items() if table != "holding" or a not in inside}
+                for table, found in values.items()
+            }
         return Shape(
-            values=self.values,
+            values=values,
             refused={table: runs(addresses) for table, addresses in self.refused.items() if addresses},
             registers=most(["holding", "input"]),
             bits=most(["coil", "discrete"]),

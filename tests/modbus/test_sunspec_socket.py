@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli.main import run
 from agent.cli.read import lines_of
 from agent.config.load import parse
 from agent.config.types import Config
@@ -22,6 +24,7 @@ from agent.runtime.plant import Plant
 from agent.runtime.poll import DevicePoll, poll_keys
 from agent.twin.quality import Quality
 from agent.twin.records import Event
+from tests.modbus.test_discover import Serving
 
 
 def configured(port: int, *tags: str, profile: str = "") -> Config:
@@ -286,3 +289,46 @@ def test_a_chain_that_moves_between_two_connections(tmp_path: Path) -> None:
             await server.stop()
 
     asyncio.run(go())
+
+
+# -- commissioning --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "body", "span", "profile"),
+    [
+        (103, INTEGERS, "40060-40080", "sunspec"),
+        (111, FLOATS, "0-20", "sunspec-float"),
+    ],
+)
+def test_probe_recognises_a_chain(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    body: list[int],
+    span: str,
+    profile: str,
+) -> None:
+    answer = makes(chained(40000, common(65), [number, len(body), *body]))
+    with Serving(answer) as url:
+        words = ["--unit", "1", "--holding", span, "--pause", "0s", "--timeout", "5s", "--yaml"]
+        assert run(["probe", url, *words]) == 0
+        block = capsys.readouterr().out
+        assert f"# SunSpec models from 40000: 1, {number}\n" in block
+        assert f"    profile: {profile}\n" in block
+        assert "holding_400" not in block  # the profile reads them
+        file = tmp_path / "config.yaml"
+        file.write_text(block)
+        assert run(["check", str(file)]) == 0
+        capsys.readouterr()
+        assert run(["read", str(file), "unit1/maker", "unit1/voltage_l1", "--json"]) == 0
+        tags = json.loads(capsys.readouterr().out)["devices"]["unit1"]["tags"]
+        assert [tag["v"] for tag in tags.values()] == ["ACME", 230.5]
+
+
+def test_probe_of_a_device_without_a_chain_names_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with Serving(makes({7: 3})) as url:
+        assert run(["probe", url, "--unit", "1", "--holding", "7", "--pause", "0s", "--yaml"]) == 0
+        block = capsys.readouterr().out
+        assert "SunSpec" not in block and "profile" not in block
+        assert "holding_7" in block
