@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Link:
         self._accept = accept
         self._rtu = url.scheme in ("rtu", "rtu+tcp")
         self._serial = url.scheme == "rtu"
+        self._simple = not self._rtu and "transaction" not in accept
         self._gap = self._frame_gap()
         self._echo = url.local_echo
         self._known: list[str] = []
@@ -255,16 +256,22 @@ class Link:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    async def transact(
+    def transact(
         self, unit: int, function: int, body: bytes, *, timeout: float, within: float
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """One request and its right reply; an exception of the device is an Answer too.
 
         `body` is what follows the function code; `timeout` in seconds is what the device may take, beside the time
-        that the frames themselves need on a serial line; all of it ends within `within` seconds. Raises LinkFault
-        (LINK or TIMEOUT).
+        that the frames themselves need on a serial line; all of it ends within `within` seconds. Awaiting it raises
+        LinkFault (LINK or TIMEOUT).
         """
         wanted = ask(unit, function, body)
+        now = self._now
+        if now is not None and self._simple:
+            return now.transact(wanted, min(timeout, within))
+        return self._transact(wanted, timeout, within)
+
+    async def _transact(self, wanted: Ask, timeout: float, within: float) -> Answer:
         now = self._now
         if now is None:
             raise LinkFault(f"{self.url.text}: no connection")
@@ -272,7 +279,7 @@ class Link:
         if self._rtu:
             until = self._clock.mono() + within
             await self._quiet(now)
-            if unit == 0 and function not in READS:
+            if wanted.unit == 0 and wanted.function not in READS:
                 return await self._broadcast(now, wanted)
             if wanted.is_echoed and not now.echo_known:
                 await self._listen(now, wanted, timeout, until)
