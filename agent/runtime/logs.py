@@ -33,6 +33,30 @@ def under_journal() -> bool:
     return named == f"{found.st_dev}:{found.st_ino}"
 
 
+MOST_WAITING = 5000
+"""Lines that may wait for a journal that takes none; a memory full of them would end the agent."""
+
+
+class BoundedQueueHandler(logging.handlers.QueueHandler):
+    """Hands records to the writing thread; what is too much is counted, and told when there is room again."""
+
+    queue: queue.SimpleQueue[logging.LogRecord]
+
+    def __init__(self, records: queue.SimpleQueue[logging.LogRecord]) -> None:
+        super().__init__(records)
+        self._lost = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() >= MOST_WAITING:
+            self._lost += 1
+            return
+        if self._lost:
+            text = f"{self._lost} lines of the log are lost: nobody took them"
+            self._lost = 0
+            self.queue.put(logging.LogRecord("edgetwin", logging.WARNING, __file__, 0, text, None, None))
+        self.queue.put(record)
+
+
 def setup(level: str) -> None:
     """Sets the root logger up; `level` is error, warning, info or debug."""
     handler = logging.StreamHandler(sys.stderr)
@@ -45,7 +69,7 @@ def setup(level: str) -> None:
     listener.start()
     atexit.register(listener.stop)
     root = logging.getLogger()
-    root.handlers[:] = [logging.handlers.QueueHandler(records)]
+    root.handlers[:] = [BoundedQueueHandler(records)]
     root.setLevel(level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)

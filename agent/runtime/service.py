@@ -206,7 +206,7 @@ class Service:
         return problems
 
     def healthy(self) -> bool:
-        """True while scans end, loops tick and the cloud thread lives; a dead PLC or broker is a problem, no ill health."""
+        """True while scans end, loops tick and the cloud thread lives. A dead PLC or broker is a problem, no ill health."""
         return self._hung() is None
 
     def _hung(self) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import queue
 import re
 import subprocess
 import sys
 
 import pytest
+
+from agent.runtime import logs
 
 WRITE = """
 import logging
@@ -106,3 +110,18 @@ os._exit(0)
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_journal_that_takes_nothing_costs_lines_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_WAITING", 3)
+    waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logger = logging.Logger("edgetwin.test")
+    logger.addHandler(logs.BoundedQueueHandler(waiting))
+    for number in range(10):
+        logger.warning("line %d", number)
+    assert [waiting.get().getMessage() for _ in range(waiting.qsize())] == ["line 0", "line 1", "line 2"]
+    logger.warning("there is room again")
+    assert [waiting.get().getMessage() for _ in range(waiting.qsize())] == [
+        "7 lines of the log are lost: nobody took them",
+        "there is room again",
+    ]
