@@ -6,8 +6,8 @@ import atexit
 import logging
 import logging.handlers
 import os
-import queue
 import sys
+from queue import SimpleQueue
 
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 """syslog priorities as journald takes them from the start of a line: <3> (man 3 sd-daemon)."""
@@ -40,9 +40,9 @@ MOST_WAITING = 5000
 class BoundedQueueHandler(logging.handlers.QueueHandler):
     """Hands records to the writing thread; what is too much is counted, and told when there is room again."""
 
-    queue: queue.SimpleQueue[logging.LogRecord]
+    queue: SimpleQueue[logging.LogRecord]
 
-    def __init__(self, records: queue.SimpleQueue[logging.LogRecord]) -> None:
+    def __init__(self, records: SimpleQueue[logging.LogRecord]) -> None:
         super().__init__(records)
         self._lost = 0
 
@@ -64,7 +64,7 @@ def setup(level: str) -> None:
         handler.setFormatter(JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     listener = logging.handlers.QueueListener(records, handler)
     listener.start()
     atexit.register(listener.stop)
