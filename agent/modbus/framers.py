@@ -59,13 +59,8 @@ class Judged(NamedTuple):
     wrong: str | None = None
 
 
-class Frame(NamedTuple):
-    """A request as it is sent, how its right reply begins, and that reply's length (0: it has to be looked for)."""
-
-    request: bytes
-    mark: bytes = b""
-    size: int = 0
-
+Frame = tuple[bytes, bytes, int]
+"""A request as it is sent, how its right reply begins, and that reply's length (0: it has to be looked for)."""
 
 ENCODER = FramerSocket(DecodePDU(False))
 
@@ -75,10 +70,12 @@ def _mbap(ask: Ask) -> Frame:
     """What MbapFramer.frame gives, without the transaction id."""
     request = ENCODER.encode(ask.pdu, ask.unit, 0)[2:]
     if ask.size is None or (ask.size == len(ask.pdu) and not ask.is_echoed):
-        return Frame(
-            request
+        return (
+            request,
+            b"",
+            0,
         )  # three bytes of bits may be an echo, which only a look at the whole of it shows
-    return Frame(request, struct.pack(">HHB", 0, ask.size + 1, ask.unit) + ask.head, 7 + ask.size)
+    return request, struct.pack(">HHB", 0, ask.size + 1, ask.unit) + ask.head, 7 + ask.size
 
 
 class MbapFramer(FramerSocket):
@@ -93,7 +90,7 @@ class MbapFramer(FramerSocket):
         """The request, and what the right reply to it looks like when it comes alone and whole."""
         request, mark, size = _mbap(ask)
         number = tid.to_bytes(2, "big")
-        return Frame(number + request, number + mark, size)
+        return number + request, number + mark, size
 
     def judge(self, data: bytes, waiting: Waiting) -> Judged:
         """Finds the right reply anywhere in `data`; bytes before and after it do no harm."""
@@ -156,7 +153,7 @@ RTU_ENCODER = FramerRTU(DecodePDU(False))
 
 @functools.lru_cache(maxsize=4096)
 def _rtu(ask: Ask) -> Frame:
-    return Frame(RTU_ENCODER.encode(ask.pdu, ask.unit, 0))
+    return RTU_ENCODER.encode(ask.pdu, ask.unit, 0), b"", 0
 
 
 class RtuFramer(FramerRTU):
@@ -314,7 +311,7 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         if self.transport is None:
             raise LinkFault("no connection")
         self._buffer = b""
-        self.transport.write(self.strict.frame(ask, 0).request)  # type: ignore[attr-defined]
+        self.transport.write(self.strict.frame(ask, 0)[0])  # type: ignore[attr-defined]
 
     def clashes(self, ask: Ask) -> bool:
         """True on RTU when the late reply of an earlier request could be taken for the reply to this one."""
