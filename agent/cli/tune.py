@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=["simc", "amigo-pi", "amigo-pid", "ms", "predictive"],
         help="what to recommend: simc, amigo-pi, amigo-pid, ms (by maximum sensitivity) or predictive",
     )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put the model and the recommended gains into the configuration file",
+    )
     parser.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw the record and the responses")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -63,6 +72,13 @@ def main(args: argparse.Namespace) -> int:
         from agent.cli.tuned import picture
 
         args.plot.write_text(picture(found, chosen), encoding="utf-8")
+    if args.write and chosen in found.rows:
+        from agent.cli.tuned import settings
+
+        write_settings(config, loop, settings(found, found.rows[chosen]))
+        print(f"written to {args.config}; the running agent takes it with a reload", file=sys.stderr)
+    elif args.write:
+        print("edgetwin: nothing was written", file=sys.stderr)
     return 0 if found.rows else 1
 
 
@@ -77,6 +93,35 @@ def loop_of(config: Config, name: str) -> LoopConfig:
 def step_period(config: Config, loop: LoopConfig) -> float:
     """Seconds between two steps: the loop's own, or the PV's where that comes less often."""
     return max(loop.every, config.tag(loop.pv).every)
+
+
+def write_settings(config: Config, loop: LoopConfig, entries: dict[str, str | dict[str, str]]) -> None:
+    """Puts these keys into the loop in its file. Raises Failure, OSError; the file is then untouched."""
+    from agent.config.edit import CannotEdit, edited
+    from agent.config.load import parse
+    from agent.statefile import write_atomic
+
+    path = Path(config.path).resolve()
+    before = path.read_bytes()
+    mark = b"\xef\xbb\xbf" if before.startswith(b"\xef\xbb\xbf") else b""
+    text = before[len(mark) :].decode("utf-8")
+    try:
+        after = edited(text, ("loops", loop.name), entries)
+    except CannotEdit as why:
+        raise Failure(f"{config.path}: not written: {why}") from None
+    was, now = parse(text, config.path).config, parse(after, config.path)
+    if now.config is None:
+        raise Failure(f"{config.path}: not written, for it would be wrong: {now.problems[0]}")
+    changed = now.config.loops[loop.name]
+    same = dataclasses.replace(
+        loop, controller=changed.controller, model=changed.model, action=changed.action
+    )
+    if was is None or dataclasses.replace(now.config, loops=was.loops) != was or changed != same:
+        raise Failure(f"{config.path}: not written, for more than this loop's gains would change")
+    stat = path.stat()
+    write_atomic(path, mark + after.encode(), mode=stat.st_mode & 0o7777)
+    with contextlib.suppress(PermissionError):
+        os.chown(path, stat.st_uid, stat.st_gid)
 
 
 def read_record(path: Path, config: Config, loop: LoopConfig) -> Record:

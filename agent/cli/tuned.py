@@ -34,7 +34,7 @@ def report(found: Tuning, chosen: str | None, source: str) -> str:
     row = found.rows.get(chosen or "")
     if row is not None:
         lines += ["", f"for the configuration ({row.name}):"]
-        lines += [f"    {key}: {text}" for key, text in settings(found, row)]
+        lines += [f"    {key}: {flow(value)}" for key, value in settings(found, row).items()]
     return "\n".join(lines)
 
 
@@ -90,32 +90,44 @@ def _cells(row: Scores) -> list[str]:
     ]
 
 
-def settings(found: Tuning, row: Scores) -> list[tuple[str, str]]:
-    """(key, YAML text in flow style) of what the loop should say: controller, model, and action where it differs."""
-    gains, loop = row.gains, found.loop
+def settings(found: Tuning, row: Scores) -> dict[str, str | dict[str, str]]:
+    """What the loop should say, as YAML: controller, model, and action where it differs."""
+    gains, loop, model = row.gains, found.loop, found.model
+    kept = {"c": f"{loop.controller.c:g}", "n": f"{loop.controller.n:g}"}
     if gains is None:
-        controller, action = "type: predictive", "reverse" if found.model.k > 0.0 else "direct"
+        controller, action = {"type": "predictive"}, "reverse" if model.k > 0.0 else "direct"
     else:
-        controller, action = (
-            f"type: pid, kp: {abs(gains.kp):g}, ti: {gains.ti:g}s, td: {gains.td:g}s, b: {gains.b:g}",
-            gains.action,
-        )
-    controller += f", c: {loop.controller.c:g}, n: {loop.controller.n:g}"
-    return [
-        ("controller", f"{{{controller}}}"),
-        ("model", f"{{{model_text(found.model)}}}"),
-        *([("action", action)] if action != loop.action else []),
-    ]
+        controller = {
+            "type": "pid",
+            "kp": f"{abs(gains.kp):g}",
+            "ti": f"{gains.ti:g}s",
+            "td": f"{gains.td:g}s",
+            "b": f"{gains.b:g}",
+        }
+        action = gains.action
+    entries: dict[str, str | dict[str, str]] = {"controller": controller | kept, "model": model_keys(model)}
+    return entries | ({"action": action} if action != loop.action else {})
 
 
-def model_text(model: ModelConfig) -> str:
-    """The keys of `model:` in flow style, without braces."""
-    lags = "" if model.integrating else f"t1: {model.t1:g}s, "
-    form = f"integrating: {str(model.integrating).lower()}"
-    return (
-        f"k: {model.k:g}, {lags}t2: {model.t2:g}s, delay: {model.delay:g}s, bias: {model.bias:g}, {form}, "
-        f"grade: {model.grade}, noise: {model.noise:g}"
-    )
+def model_keys(model: ModelConfig) -> dict[str, str]:
+    """The keys of `model:`."""
+    return {
+        "k": f"{model.k:g}",
+        "t1": f"{model.t1:g}s",
+        "t2": f"{model.t2:g}s",
+        "delay": f"{model.delay:g}s",
+        "bias": f"{model.bias:g}",
+        "integrating": str(model.integrating).lower(),
+        "grade": model.grade,
+        "noise": f"{model.noise:g}",
+    }
+
+
+def flow(value: str | dict[str, str]) -> str:
+    """A value of `settings` on one line."""
+    if isinstance(value, str):
+        return value
+    return "{" + ", ".join(f"{key}: {text}" for key, text in value.items()) + "}"
 
 
 def picture(found: Tuning, chosen: str | None) -> str:

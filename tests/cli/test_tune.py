@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from agent.cli.main import run
+from agent.config.load import load
+from agent.config.types import LoopConfig
 from agent.control.record import Record
 from tests.control.records import PLANTS, recorded
 
@@ -150,3 +152,55 @@ def test_what_cannot_be_is_one_plain_line(
     assert "'x' in column oven/heater is no number" in capsys.readouterr().err
     assert run(["tune", str(config), "heat", str(tmp_path / "none.csv")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_write_changes_the_loop_and_nothing_else(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "# ours\n" + config.read_text().replace(
+        "    every: 1s\n", "    every: 1s   # fast enough\n    controller: {kp: 9, td: '0s'} # by hand\n"
+    )
+    config.write_text(text)
+    config.chmod(0o640)
+    data = write_csv(tmp_path / "h.csv", recorded(PLANTS["two lags"], "random"))
+    assert run(["tune", str(config), "heat", str(data), "--use", "simc", "--write"]) == 0
+    capsys.readouterr()
+    after = config.read_text()
+    assert [line for line in text.splitlines() if line not in after.splitlines()] == [
+        "    controller: {kp: 9, td: '0s'} # by hand"
+    ]
+    assert after.splitlines()[-2].startswith("    model: {k: -")
+    assert after.splitlines()[-1] == "    action: direct"
+    assert config.stat().st_mode & 0o777 == 0o640
+    loop = loaded(config)
+    found = as_json(capsys, config, "heat", data, "--use", "simc")
+    assert loop.controller.kp == found["gains"]["simc"]["kp"]
+    assert loop.model is not None and loop.model.grade == "good" and loop.model.k == found["model"]["k"]
+    assert run(["tune", str(config), "heat", str(data), "--use", "predictive", "--write"]) == 0
+    assert loaded(config).controller.type == "predictive"
+
+
+def loaded(path: Path) -> LoopConfig:
+    config = load(path).config
+    assert config is not None
+    return config.loops["heat"]
+
+
+def test_a_poor_model_is_not_written(config: Path, tmp_path: Path) -> None:
+    text = config.read_bytes()
+    data = write_csv(tmp_path / "h.csv", recorded(PLANTS["two lags"], "quiet"))
+    assert run(["tune", str(config), "heat", str(data), "--write"]) == 1
+    assert config.read_bytes() == text
+
+
+def test_unusual_places_are_refused(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = config.read_text().replace(
+        "wanted: {holding: 5, type: float32", "wanted: {holding: 5, write: {range: [0, 9]}"
+    )
+    cool = "  cool: {pv: oven/temperature, out: oven/wanted, setpoint: 20, limits: [0, 9], controller: *c}\n"
+    config.write_text(text + "    controller: &c {kp: 1}\n" + cool)
+    before = config.read_bytes()
+    data = write_csv(tmp_path / "h.csv", recorded(PLANTS["L/T 0.5"], "random"))
+    assert run(["tune", str(config), "heat", str(data), "--write"]) == 1
+    assert "not written: loops.heat.controller is shared by an anchor" in capsys.readouterr().err
+    assert config.read_bytes() == before
