@@ -8,9 +8,11 @@ from agent.modbus.encode import WireWrite
 from agent.modbus.faults import ABSENT, LinkFault, exception_words
 from agent.modbus.framers import Answer
 from agent.modbus.keeper import Keeper
+from agent.modbus.lessons import Lessons
 from agent.modbus.meter import Meter
+from agent.modbus.plan import Request
 from agent.modbus.replies import answered_after
-from agent.modbus.requests import write_steps
+from agent.modbus.requests import read_body, write_steps
 from agent.modbus.schedule import Schedule, Unit
 from agent.modbus.teller import Teller
 from agent.runtime.clock import Clock
@@ -30,6 +32,7 @@ class Caller:
         keeper: Keeper,
         meter: Meter,
         teller: Teller,
+        lessons: Lessons,
         *,
         clock: Clock,
         numbered: bool,
@@ -40,13 +43,34 @@ class Caller:
         self._keeper = keeper
         self._meter = meter
         self._teller = teller
+        self._lessons = lessons
         self._clock = clock
         self._numbered = numbered
         self._on_missed = on_missed
         self._on_gone = on_gone
 
-    async def ask(self, unit: Unit, number: int, function: int, body: bytes, timeout: float) -> Answer:
-        """One request to unit `number`, with up to `timeout` seconds for its reply. Raises LinkFault."""
+    async def read(self, unit: Unit, request: Request, timeout: float, *, trial: bool = False) -> Answer:
+        """One read, of which one remembers whether the unit answers it. Raises LinkFault."""
+        body = read_body(request)
+        try:
+            answer = await self.ask(unit, request.unit, request.function, body, timeout, trial=trial)
+        except LinkFault as fault:
+            if fault.quality is Quality.TIMEOUT and not trial:
+                self._lessons.silences[unit.name].silent(request)
+            raise
+        if answer.exception not in ABSENT:
+            self._lessons.silences[unit.name].answered(request)
+        elif not trial:
+            self._lessons.silences[unit.name].silent(request)
+        return answer
+
+    async def ask(
+        self, unit: Unit, number: int, function: int, body: bytes, timeout: float, *, trial: bool = False
+    ) -> Answer:
+        """One request to unit `number`, with up to `timeout` seconds for its reply. Raises LinkFault.
+
+        trial: it may well stay without an answer, which then says nothing of the unit.
+        """
         started = self._clock.mono()
         # only frames without a transaction id may need more: to make sure that no late reply is taken for this one
         within = timeout if self._numbered else max(timeout, self._schedule.slack(unit.name, started))
@@ -56,7 +80,10 @@ class Caller:
             now = self._clock.mono()
             self._meter.used(started, now)
             self._meter.error(fault.quality.name.lower())
-            if fault.quality is Quality.TIMEOUT:
+            if trial and fault.quality is Quality.TIMEOUT:
+                # without a transaction id a late reply could still be taken for the next one
+                unit.ready_at = now + (unit.pause if self._numbered else max(unit.pause, 2 * timeout))
+            elif fault.quality is Quality.TIMEOUT:
                 self._missed(unit, started, now)
                 self._tell(unit, fault.words)
                 if self._keeper.mute():
@@ -67,9 +94,9 @@ class Caller:
         self._keeper.good()
         if answer.exception is not None:
             self._meter.error(f"exception {answer.exception}")
-        if answer.exception in ABSENT:
+        if answer.exception in ABSENT and not trial:
             self._missed(unit, started, answer.t)
-        else:
+        elif answer.exception not in ABSENT:
             unit.answered(answer.t, answer.rtt)
         if self._teller.is_news(unit.name, unit.state):
             silent = answer.exception in ABSENT
@@ -100,6 +127,7 @@ class Caller:
         """A reply came `seconds` after its request, which had been given up: the unit is slow, not dead."""
         for unit in self._schedule.units.values():
             if unit.unit == number:
+                self._lessons.forget(unit.name)
                 unit.late(self._clock.mono(), seconds)
                 self._tell(unit, answered_after(seconds))
 
@@ -114,4 +142,5 @@ class Caller:
     def _gone(self, now: float) -> None:
         for unit in self._schedule.units.values():
             unit.again(now)
+            self._lessons.forget(unit.name)
         self._on_gone()

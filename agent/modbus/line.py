@@ -31,7 +31,6 @@ from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
 from agent.modbus.replies import failed, reply_of
 from agent.modbus.report import device_status, meter_status, scans_status
-from agent.modbus.requests import read_body
 from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
 from agent.modbus.sunspec import Placement
 from agent.modbus.teller import Teller
@@ -102,6 +101,7 @@ class Line:
             self._keeper,
             self._meter,
             self._teller,
+            self._lessons,
             clock=clock,
             numbered=url.scheme in ("tcp", "tls"),
             on_missed=lambda unit: self._chains.missed(unit, clock.mono()),
@@ -259,13 +259,14 @@ class Line:
         silent = schedule.pick_silent(now)
         if silent is not None:
             unit, request, limit = silent
-            await self._reread(unit, request, limit)
+            await self._reread(unit, self._lessons.life_sign(unit, request), limit)
             return True
         owed = schedule.pick_owed(now)
         if owed is not None:
             request, limit = owed
             del schedule.owed[request]
-            await self._reread(schedule.units[request.device], request, limit)
+            if self._lessons.barred(request) is None:
+                await self._reread(schedule.units[request.device], request, limit)
             return True
         return await self._guests.serve(now) or await self._study(now)
 
@@ -318,7 +319,7 @@ class Line:
                 await self._walk(unit, timeout)
                 run.touched = self._clock.mono()
                 return
-            answer = await self._caller.ask(unit, request.unit, request.function, read_body(request), timeout)
+            answer = await self._caller.read(unit, request, timeout)
         except LinkFault as fault:  # a lost connection ends all passes, a silent unit its own
             for active in list(self._schedule.active):
                 if fault.quality is Quality.LINK or active.scan.device == unit.name:
@@ -373,7 +374,7 @@ class Line:
                 return
             if self._chains.barred(request):
                 return
-            answer = await self._caller.ask(unit, request.unit, request.function, read_body(request), limit)
+            answer = await self._caller.read(unit, request, limit)
         except LinkFault:
             return
         self._schedule.owed.pop(request, None)
@@ -388,19 +389,17 @@ class Line:
     def _skip_refused(self, run: Run) -> None:
         """Tags that the device is known to refuse, or whose model its chain lacks, are told so at their turn without
         asking again."""
-        name, now = run.scan.device, self._clock.mono()
-        learner = self._lessons.of[name]
-        if self._chains.wanted(name, now):
+        now = self._clock.mono()
+        if self._chains.wanted(run.scan.device, now):
             return
         for request in list(run.pending):
-            words = self._chains.barred(request)
-            if learner.is_refused(request):
-                words = f"{name} refuses this address"
-            if words is None:
+            lacking = self._chains.barred(request)
+            barred = self._lessons.barred(request) or (lacking and (Quality.ILLEGAL, lacking))
+            if not barred:
                 continue
             run.pending.remove(request)
             run.failed += 1
-            self._on_reply(request, failed(now, Quality.ILLEGAL, words))
+            self._on_reply(request, failed(now, *barred))
         if not run.pending:
             self._finish(run)
 
@@ -411,9 +410,8 @@ class Line:
             return False
         unit, request = lesson.unit, lesson.request
         try:
-            answer = await self._caller.ask(
-                unit, request.unit, request.function, read_body(request), lesson.limit
-            )
+            trial = lesson.kind == "trial"
+            answer = await self._caller.read(unit, request, lesson.limit, trial=trial)
         except LinkFault:
             self._lessons.failed(lesson, self._clock.mono())
             return True
@@ -487,8 +485,7 @@ class Line:
             elif self.placements[unit.name] is not before:
                 job.fail(LinkFault(MOVED.format(unit.name)))
             elif job.request is not None:
-                body = read_body(job.request)
-                job.done(await self._caller.ask(unit, job.request.unit, job.request.function, body, timeout))
+                job.done(await self._caller.read(unit, job.request, timeout))
             elif job.wire is not None:
                 job.done(await self._caller.write(unit, job.wire, timeout))
         except LinkFault as fault:

@@ -61,9 +61,8 @@ class Teller:
         name = learner.device.name
         for tag in sorted(learner.learnt.refused - before):
             where = learner.device.tags[tag]
-            text = (
-                f"{name}: the device refuses {where.table} {where.address} ({tag}); the other tags are read"
-            )
+            how = learner.how(where.table, (where.address, where.address + where.count))
+            text = f"{name}: the device {how} {where.table} {where.address} ({tag}); the other tags are read"
             self._on_event(Event(name, "address_refused", "warning", "raised", text, now, tag))
         for tag in sorted(before - learner.learnt.refused):
             self._on_event(

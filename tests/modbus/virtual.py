@@ -71,6 +71,7 @@ class FakeLink:
         self.delay: dict[int, float | None] = {}
         self.exceptions: dict[int, int] = {}  # unit -> exception code of each request
         self.refused: set[int] = set()  # addresses
+        self.silent_at: set[int] = set()  # addresses: a read that touches one is never answered
         self.left_out: set[int] = (
             set()
         )  # addresses that a reply leaves out, so that what stands behind is shifted
@@ -119,6 +120,9 @@ class FakeLink:
         started = self.clock.mono()
         self.sent.append((started, unit, function, body))
         delay = self.delay.get(unit, 0.002)
+        address, count = int.from_bytes(body[:2], "big"), int.from_bytes(body[2:4], "big")
+        if function < 5 and self.silent_at.intersection(range(address, address + count)):
+            delay = None
         self._waiting = loop.create_future()
         try:
             if delay is not None and delay > timeout:
