@@ -279,6 +279,9 @@ HEALTH = _section(
         "alarm": _key(Number(above=0, below=1), "0.5", "an event while the score stays under it for hold"),
         "hold": _key(WAITING, "10s", "how long the score must stay under alarm"),
         "warmup": _key(Whole(1, 1_000_000), "400", "samples before the score counts"),
+        "reference": _key(
+            Choice(("frozen", "slow")), "frozen", "slow: follows the seasons, and forgets a fault that stays"
+        ),
         "calibrate": _key(
             _section(
                 {

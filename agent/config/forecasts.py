@@ -117,7 +117,9 @@ def health(
 
 
 def _one(block: Block, device: Device, predicted: list[str], names: TagNames) -> HealthConfig:
-    given: dict[str, Any] = {key: block[key] for key in ("alarm", "hold", "warmup") if key in block}
+    given: dict[str, Any] = {
+        key: block[key] for key in ("alarm", "hold", "warmup", "reference") if key in block
+    }
     if "calibrate" in block:
         given["calibrate"] = (block["calibrate"].get("a", 1.0), block["calibrate"].get("b", 0.0))
     if "tags" not in block:

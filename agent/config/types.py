@@ -250,6 +250,7 @@ class HealthConfig:
     hold: float = 10.0
     warmup: int = 400
     calibrate: tuple[float, float] | None = None  # a, b of 1/(1+exp(-(a z + b)))
+    reference: Literal["frozen", "slow"] = "frozen"
 
 
 @dataclass(frozen=True, slots=True)

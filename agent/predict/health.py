@@ -1,7 +1,8 @@
 """Health scores: how unlike its commissioning a tag and a device behave. 1: as always; 0: nothing like it.
 
 Two parts per tag, since an adaptive model learns a slow fault away: the fast one is the innovation against its own
-spread, the slow one the level against a reference frozen when commissioning ends. z = log(.05 + the larger of both,
+spread, the slow one the level against a reference frozen when commissioning ends (or, `reference: slow`, one that
+follows the seasons, and within some thousand samples a fault that stays). z = log(.05 + the larger of both,
 each over its median while learning); score = 1 - 1 / (1 + exp(-(a z + b))). Without labels a and b are set by two
 quantiles of the commissioning data (anomaly .01 at the median, .5 at the 99.5 % quantile): that is an alert, not a
 probability. A device's anomaly is its worst tag's, less log(tags), which is what the largest of so many quiet tags
@@ -33,6 +34,8 @@ Ints = NDArray[np.int64]
 KIND, VERSION = "commissioning", 1
 RATE = 0.1  # of the smoothed parts
 SPREAD_RATE = 0.002
+SEASON_RATE = 5e-4
+"""Of a slow reference: a change is half forgotten after some 1400 samples."""
 CLIP = 8.0
 FLOOR = 0.05
 MOVES_WANTED = 10
@@ -97,6 +100,9 @@ class Health:
                 self._device_of[slots] = len(self._devices)
                 self._warmup[slots] = max(setting.warmup, 2 * MOVES_WANTED)
                 self._devices.append(_Device(name, setting, slots))
+        self._slow = np.zeros(len(self._keys), dtype=bool)
+        for one in self._devices:
+            self._slow[one.slots] = one.config.reference == "slow"
         self._unseen = np.ones(len(self._keys), dtype=bool)
         self._logit = np.full(len(self._keys), np.nan)
         self._z = np.full(len(self._keys), np.nan)
@@ -300,6 +306,9 @@ class Health:
         h[:, c.LONGEST_STILL] = np.where(
             learning, np.maximum(h[:, c.LONGEST_STILL], h[:, c.STILL]), h[:, c.LONGEST_STILL]
         )
+        slow = self._slow[slots] & (h[:, c.LEARNT] == 1.0)
+        if slow.any():
+            _follow(h, slow, value)
         columns[slots] = h
 
     def _learn(self, columns: Floats, slots: Ints, value: Floats, learning: _Learning) -> None:
@@ -392,6 +401,14 @@ def anomaly(fast: Floats, level: Floats, reference: Floats) -> Floats:
         slow = np.abs(level - reference[..., c.REF_LEVEL]) / (1.25 * reference[..., c.REF_SPREAD])
         worst = np.maximum(fast / reference[..., c.REF_FAST], slow / reference[..., c.REF_SLOW])
         return np.asarray(np.log(FLOOR + np.minimum(worst, 1e12)), dtype=np.float64)
+
+
+def _follow(h: Floats, chosen: NDArray[np.bool_], value: Floats) -> None:
+    """Lets the reference of the chosen rows follow their values, outliers clipped."""
+    spread = h[chosen, c.REF_SPREAD]
+    off = np.clip(value[chosen] - h[chosen, c.REF_LEVEL], -CLIP * spread, CLIP * spread)
+    h[chosen, c.REF_LEVEL] += SEASON_RATE * off
+    h[chosen, c.REF_SPREAD] = np.maximum(spread + SEASON_RATE * (np.abs(off) - spread), c.TINY)
 
 
 def freeze(row: Floats, window: Floats) -> None:

@@ -169,6 +169,19 @@ def test_alarm() -> None:
     assert low.events == []
 
 
+@effect("health.*.reference")
+def test_reference() -> None:
+    """A slow reference has moved a little towards a level that stays."""
+
+    def last(**reference: str) -> float:
+        found = Scored(usual=450, odd=140, shift=2.5, **reference).scores[-1]
+        assert found is not None
+        return found
+
+    assert last(reference="slow") > last(reference="frozen") + 0.001
+    assert last(reference="frozen") == last(hold="1s")
+
+
 @effect("health.*.calibrate.a", "health.*.calibrate.b")
 def test_calibrate() -> None:
     def score(a: float, b: float) -> float:

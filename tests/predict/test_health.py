@@ -185,6 +185,26 @@ def test_what_was_learnt_outlives_a_restart() -> None:
     assert np.isfinite(scores[0]) and scores[-1] < 0.1
 
 
+def test_a_slow_reference_follows_the_season_and_still_sees_a_fault() -> None:
+    """A drift that every plant has over the year: 0.1 of the signal's own spread in a thousand samples."""
+    season = steady(9000) + np.linspace(0.0, 1.2, 9000)[:, None] * 4.0
+    season[8950:] += 12.0
+    calm, strict = plant(reference="slow"), plant()
+    scores, events = calm.feed(season)
+    rigid, _ = strict.feed(season)
+    assert np.median(scores[8000:8950]) > 0.9 and np.median(rigid[8000:8950]) < 0.5
+    assert scores[-1] < 0.2 and [event.state for event in events][-1:] == ["raised"]
+
+
+def test_a_slow_reference_moves_by_a_bounded_step() -> None:
+    one = plant(reference="slow")
+    series = steady(600)
+    series[500] = 1e300
+    one.feed(series)
+    level, spread = one.predictor.state.health[0, [c.REF_LEVEL, c.REF_SPREAD]]
+    assert abs(level - 50.0) < 1.0 and 0.5 < spread < 3.0
+
+
 def restarted(one: Plant, **health: object) -> tuple[Plant, int]:
     """Another process with what one saved; and how many commissionings went on in it."""
     two = plant(len(one.keys), **health)
