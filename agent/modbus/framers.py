@@ -27,6 +27,7 @@ from pymodbus.transport import CommParams
 from agent.modbus.asks import READS, Ask, difference, is_right
 from agent.modbus.asks import Answer as Answer
 from agent.modbus.asks import ask as ask
+from agent.modbus.crc import crc16
 from agent.modbus.faults import LinkFault
 from agent.modbus.waiting import Waiting
 from agent.runtime.clock import Clock
@@ -217,8 +218,8 @@ class RtuFramer(FramerRTU):
 
 
 def crcis_right(frame: bytes) -> bool:
-    """True when the last two bytes are the CRC of the bytes before them."""
-    return FramerRTU.check_CRC(frame[:-2], frame[-2] << 8 | frame[-1])
+    """True when the last two bytes are the CRC of the bytes before them: then the whole has none left over."""
+    return crc16(frame) == 0
 
 
 class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):

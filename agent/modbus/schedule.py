@@ -237,12 +237,13 @@ class Schedule:
 
     def pick(self, now: float) -> Run | None:
         """The pass of an ordinary unit whose end is due first, among those whose pause is over."""
-        ready = [
-            run
-            for run in self.active
-            if self._ordinary(run.scan.device) and self.units[run.scan.device].ready_at <= now
-        ]
-        return min(ready, key=lambda run: run.deadline, default=None)
+        first = None
+        for run in self.active:
+            unit = self.units[run.scan.device]
+            ready = unit.state == "ok" and not unit.misses and unit.ready_at <= now
+            if ready and (first is None or run.deadline < first.deadline):
+                first = run
+        return first
 
     def slack(self, device: str, now: float) -> float:
         """Seconds that spare-time work for `device` may take without being in another unit's way."""
