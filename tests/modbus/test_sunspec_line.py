@@ -39,7 +39,7 @@ class Inverter(Plant):
         self, clock: LoopClock, own: Device, *others: tuple[Device, Request], **options: Any
     ) -> None:
         self.placed: list[Device] = []
-        requests = [*plan_device(own), *(request for _, request in others)]
+        requests = [*plan_device(own, cautious=True), *(request for _, request in others)]
         devices = [own, *(one for one, _ in others)]
         super().__init__(clock, devices, requests, on_placed=self.placed.append, **options)
 
