@@ -23,6 +23,9 @@ AFTER_DEAD = 12
 """Intervals of the horizon after the dead time: at least, and with an integrator."""
 MOVE_WEIGHT = 0.3
 """Of a move against the mean square of the step response."""
+FLAT_WEIGHT = 2.1
+"""Added to it for two lags that are alike: a response that starts flat asks for large moves at first, just where a
+process with more lags, or with a zero, is another one than its model."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Design:
 
     `interval`: seconds between two plans, a multiple of the loop's period. `approach`: time constant in seconds with
     which the setpoint is approached. `window`: seconds in which a loop that oscillates shows it. `penalty`: how much
-    dearer a move is than by MOVE_WEIGHT.
+    dearer a move is than by MOVE_WEIGHT and FLAT_WEIGHT.
     """
 
     model: ModelConfig
@@ -68,7 +71,7 @@ def design(
     later = [np.concatenate([np.zeros(j), response[: horizon - j]]) for j in range(c.MOVES)]
     acting = np.array(later)[:, dead:]
     weight = acting @ acting.T
-    weight += penalty * MOVE_WEIGHT * float(np.mean(response[dead:] ** 2)) * np.eye(c.MOVES)
+    weight += penalty * _move_weight(model) * float(np.mean(response[dead:] ** 2)) * np.eye(c.MOVES)
     share = math.exp(-interval / approach)
     par = np.array([*a, *b, dead, TRUST, DRIFT, share, *limits, rate, interval])
     window = 12.0 * (dead * interval + approach + 3.0 * interval)
@@ -79,6 +82,12 @@ def interval_of(model: ModelConfig, period: float) -> float:
     """Seconds between two plans of a loop that steps every `period` seconds."""
     lags = model.t2 if model.integrating else model.t1 + model.t2
     return period * max(1, math.ceil((model.delay + lags) / (MOST_INTERVALS * period)))
+
+
+def _move_weight(model: ModelConfig) -> float:
+    both = (model.t1 + model.t2) ** 2
+    alike = 4.0 * model.t1 * model.t2 / both if both > 0.0 and not model.integrating else 0.0
+    return MOVE_WEIGHT + FLAT_WEIGHT * alike
 
 
 def _step_response(model: ModelConfig, interval: float, steps: int) -> NDArray[np.float64]:
