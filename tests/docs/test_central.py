@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sqlite3
 import ssl
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -22,11 +25,12 @@ from agent.cloud.payload import Stamp, flat_body
 from agent.cloud.topics import Topics
 from agent.config.types import CommandsConfig
 from tests.brokers import PROGRAM, free_port, needs_mosquitto, wait_for_port
-from tests.cloud.harness import make_config
-from tests.docs.documents import block
+from tests.cloud.harness import Agent, make_config
+from tests.docs.documents import DOCS, block
 
 pytestmark = [pytest.mark.process, needs_mosquitto]
 PATIENCE = 20.0
+CONSUMER = DOCS / "examples" / "consumer.py"
 
 
 @contextlib.contextmanager
@@ -75,6 +79,9 @@ class Party:
             time.sleep(0.005)
 
 
+PARTIES: list[Party] = []
+
+
 def connect(port: int, subscribe: str, name: str = "", pki: Path | None = None) -> Party:
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
     if pki is not None:
@@ -82,6 +89,7 @@ def connect(port: int, subscribe: str, name: str = "", pki: Path | None = None) 
         context.load_cert_chain(pki / f"{name}.pem", pki / f"{name}.key")
         client.tls_set_context(context)
     party = Party(client)
+    PARTIES.append(party)
     ready: list[int] = []
     client.on_message = lambda _c, _u, message: party.got.append((message.topic, message.payload))
     client.on_connect = lambda *_: client.subscribe(subscribe, options=SubscribeOptions(qos=1))
@@ -93,6 +101,16 @@ def connect(port: int, subscribe: str, name: str = "", pki: Path | None = None) 
         assert time.monotonic() < end, f"{name} cannot connect"
         time.sleep(0.005)
     return party
+
+
+@pytest.fixture(autouse=True)
+def _all_leave() -> Iterator[None]:
+    """A client that stays would push off the next one of its name."""
+    yield
+    while PARTIES:
+        client = PARTIES.pop().client
+        client.disconnect()
+        client.loop_stop()
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +186,46 @@ def test_only_the_operator_gives_orders_and_only_its_gateway_hears_them(
     line5.wait_for("edgetwin/v1/line5/desired")
     assert {topic for topic, _ in line4.got} == {"edgetwin/v1/line4/desired", "edgetwin/v1/line4/cmd/write"}
     assert {topic for topic, _ in line5.got} == {"edgetwin/v1/line5/desired"}
+
+
+def test_the_product_and_the_consumer_have_all_they_need(
+    pki: Path, ports: tuple[int, int], tmp_path: Path
+) -> None:
+    """Nothing that they publish or subscribe to is refused; a command comes through and is answered."""
+    files = {name: pki / f"line4.{end}" for name, end in (("cert", "pem"), ("key", "key"))}
+    config = make_config(f"mqtts://127.0.0.1:{ports[0]}", ca=pki / "ca.pem", flat=True, **files)
+    database = tmp_path / "readings.db"
+    environment = {"CA": pki / "ca.pem", "CERT": pki / "consumer.pem", "KEY": pki / "consumer.key"}
+    log = (tmp_path / "log").open("wb")
+    consumer = subprocess.Popen(
+        [sys.executable, CONSUMER, f"mqtts://127.0.0.1:{ports[1]}", database, "db"],
+        env={**os.environ, **{name: str(path) for name, path in environment.items()}},
+        stdout=log,
+        stderr=log,
+    )
+    operator = connect(ports[1], "edgetwin/v1/+/resp/#", "operator", pki)
+    try:
+        with Agent(config, tmp_path) as agent:
+            agent.wait_online()
+            agent.show()
+            now = round(time.time() * 1000)
+            command = {"id": "w-1", "ts": now, "exp": now + 60_000, "tag": "press1/target", "value": 7}
+            operator.client.publish("edgetwin/v1/line4/cmd/write", json.dumps(command), qos=1)
+            operator.wait_for("edgetwin/v1/line4/resp/w-1")
+            end = time.monotonic() + PATIENCE
+            written: list[Any] = []
+            while not written:
+                assert time.monotonic() < end and consumer.poll() is None, (tmp_path / "log").read_text()
+                agent.run_for(0.2)
+                with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(database) as db:
+                    written = db.execute("SELECT * FROM reading, gateway WHERE status = 'online'").fetchall()
+            assert agent.doors.asked[0].value == 7
+            refused = [event for event in agent.events if "refused" in event.name]
+            assert refused == []
+    finally:
+        consumer.kill()
+        consumer.wait()
+        log.close()
 
 
 def test_without_a_certificate_nobody_comes_in(pki: Path, ports: tuple[int, int]) -> None:
