@@ -137,7 +137,7 @@ class Labelled:
         """Takes one row, as `Replay.run` hands it out."""
         for device, z in one.health.z().items():
             known = self._labels.get(device) or self._labels.get(None)
-            label = known.of(sample.t) if known and math.isfinite(z) else None
+            label = known.of(sample.written) if known and math.isfinite(z) else None
             if label is not None:
                 self._z.setdefault(device, array("d")).append(z)
                 self._faulty.setdefault(device, array("b")).append(label)

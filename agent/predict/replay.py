@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,6 +24,10 @@ Floats = NDArray[np.float64]
 
 LOOK_AHEAD = 200
 """Rows read before the first is replayed, to learn how far apart the samples of each column are."""
+RECENT = 9
+"""Steps in time of which the median is what is usual."""
+SET_BACK = 3600.0
+"""Seconds that clocks are set back in autumn."""
 MISSING = frozenset({"", "nan", "null", "none", "na"})
 WORDS = {"true": 1.0, "false": 0.0}
 UNNAMED = "replay"
@@ -35,11 +40,15 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of the file: its time as written and in seconds, and one value per column (NaN: missing)."""
+    """One row of the file: its time as written, and one value per column (NaN: missing).
+
+    t counts on through an hour that clocks were set back, in seconds; `written` is what the text alone says.
+    """
 
     text: str
     t: float
     values: Floats
+    written: float
 
 
 @dataclass
@@ -65,9 +74,12 @@ class Result:
 
 
 class Reader:
-    """Reads the samples of a CSV file: a header, the time first, then one column per tag.
+    """Reads the samples of a CSV file: a header, the time first, then one column per tag, the oldest row first.
 
     lines: the text, line by line. lenient: bad rows are counted in `skipped` and told to `say`, else they raise BadRow.
+    A local time without an offset that comes one hour and one sample after the row before, less that hour, is the hour
+    that comes twice when clocks are set back: taken as such, and told unless lenient. A time that goes back otherwise
+    is a bad row; lenient takes it, and the models begin a new count there.
     """
 
     def __init__(self, lines: Iterable[str], *, lenient: bool, say: Callable[[str], None]) -> None:
@@ -87,7 +99,8 @@ class Reader:
 
     def samples(self) -> Iterator[Sample]:
         """The samples in the order of the file."""
-        before = math.nan
+        self._shift, self._before = 0.0, math.nan
+        self._steps: deque[float] = deque(maxlen=RECENT)
         while True:
             try:
                 row = next(self._rows)
@@ -99,14 +112,38 @@ class Reader:
             if not row:
                 continue
             try:
-                sample = self._sample(row)
-                if sample.t == before:
-                    raise BadRow(f"the time {sample.text} stood in the row before already")
+                sample = self._in_order(self._sample(row))
             except BadRow as error:
                 self._bad(f"line {self._rows.line_num}: {error}")
                 continue
-            before = sample.t
             yield sample
+
+    def _in_order(self, sample: Sample) -> Sample:
+        """The sample with its place in time. Raises BadRow where it has none."""
+        written, step = sample.written, sample.written - self._before
+        if step <= 0.0 and self._set_back(sample.text, step):
+            self._shift += SET_BACK
+            if not self._lenient:
+                self._say(
+                    f"line {self._rows.line_num}: the time goes back to {sample.text}; taken as the hour that comes "
+                    "twice when clocks are set back (offsets in the file, such as +01:00, would make it plain)"
+                )
+        elif step == 0.0:
+            raise BadRow(f"the time {sample.text} stood in the row before already")
+        elif step < 0.0 and not self._lenient:
+            raise BadRow(
+                f"the time {sample.text} is before that of the row above; the oldest row comes first"
+            )
+        elif step > 0.0:
+            self._steps.append(step)
+        self._before = written
+        return replace(sample, t=written + self._shift)
+
+    def _set_back(self, text: str, step: float) -> bool:
+        if not self._steps or not _is_local(text):
+            return False
+        usual = float(np.median(self._steps))
+        return abs(step + SET_BACK - usual) <= 0.2 * usual
 
     def _bad(self, words: str) -> None:
         if not self._lenient:
@@ -121,7 +158,7 @@ class Reader:
         values = np.empty(len(self.names))
         for i, cell in enumerate(row[1:]):
             values[i] = number(cell.strip(), self.names[i])
-        return Sample(row[0].strip(), t, values)
+        return Sample(row[0].strip(), t, values, t)
 
 
 def seconds(text: str) -> float:
@@ -138,6 +175,14 @@ def seconds(text: str) -> float:
         else:
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     raise BadRow(f"'{text}' is no time; ISO 8601 or seconds are wanted")
+
+
+def _is_local(text: str) -> bool:
+    """True for a date and time without an offset."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        return False
 
 
 def number(text: str, name: str) -> float:

@@ -141,17 +141,70 @@ def test_a_gap_in_the_times_is_a_gap() -> None:
     assert np.allclose(cut.predictor.a, empty.predictor.a)
 
 
-def test_the_hour_that_comes_twice() -> None:
-    start = datetime(2026, 10, 25, 0, 0)
-    local = [start + timedelta(minutes=5 * i) for i in range(36)]
-    times = [
-        t.isoformat()
-        for t in [*local, *[t - timedelta(hours=1) + timedelta(hours=0) for t in local[24:]], *local[36:]]
+AUTUMN = datetime(2026, 10, 25, 3, 0)
+
+
+def autumn(step: timedelta, count: int) -> list[datetime]:
+    """Local times around the hour that clocks are set back: `count` before, and as many after."""
+    return [AUTUMN - step * i for i in range(count, 0, -1)] + [
+        AUTUMN - timedelta(hours=1) + step * i for i in range(count)
     ]
-    values = ar2(len(times))
-    body = replay(text({"y": values}, times), config()).run()
-    assert body.rows == len(times) == 48 and body.skipped == 0
-    assert body.tags["y"]["n"] == 48, "every sample of both hours is taken"
+
+
+@pytest.mark.parametrize("minutes", [0.1, 5, 15, 30, 60])
+def test_the_hour_that_comes_twice_is_an_hour_like_others(minutes: float) -> None:
+    """Row for row the forecasts of the same values in a time that never jumps."""
+    times = autumn(timedelta(minutes=minutes), 60)
+    lines = text({"y": Y[:120]}, [t.isoformat() for t in times])
+    one = replay(lines, config())
+    plain = replay(text({"y": Y[:120]}, [60 * minutes * i for i in range(120)]), config())
+    mine, other = [], []
+    one.run(lambda sample, run, foretold: mine.append(foretold))
+    plain.run(lambda sample, run, foretold: other.append(foretold))
+    assert one.result.rows == one.result.tags["y"]["n"] == 120 and one.result.skipped == 0
+    assert np.array_equal(mine, other, equal_nan=True) and np.isfinite(mine[-1]).all()
+    back = AUTUMN - timedelta(hours=1)
+    assert [said.partition(";")[0] for said in one.said] == [  # type: ignore[attr-defined]
+        f"line 62: the time goes back to {back.isoformat()}"
+    ]
+    again = replay(lines, config(), lenient=True)
+    assert again.run().tags == one.result.tags and again.said == []  # type: ignore[attr-defined]
+
+
+def test_an_hour_back_is_no_such_hour_where_the_time_has_an_offset_or_none_was_due() -> None:
+    step = timedelta(minutes=5)
+    local = [t.isoformat() for t in autumn(step, 30)]
+    for times in (
+        [t + "+01:00" for t in local],
+        [(t - datetime(2026, 1, 1)).total_seconds() for t in autumn(step, 30)],
+        [*local[:30], (AUTUMN - timedelta(minutes=20)).isoformat()],
+    ):
+        with pytest.raises(BadRow, match=r"^line 32: the time .* is before that of the row above"):
+            replay(text({"y": Y[: len(times)]}, times), config()).run()
+
+
+def test_the_newest_row_first_is_refused() -> None:
+    with pytest.raises(BadRow, match=r"^line 3: the time 98 is before .* the oldest row comes first"):
+        replay(text({"y": Y[:100]}, range(99, -1, -1))).run()
+
+
+def test_a_clock_set_back_begins_a_new_count_where_that_is_borne() -> None:
+    body = replay(text({"y": Y[:200]}, [*range(5000, 5100), *range(100)]), lenient=True).run()
+    assert body.tags["y"]["n"] == 200 and body.skipped == 0
+
+
+def test_the_hour_that_is_left_out_is_a_gap() -> None:
+    """What stamps without an offset say of spring is the same as what a logger that stood still for an hour says."""
+    spring = datetime(2026, 3, 29, 2, 0)
+    step = timedelta(minutes=5)
+    times = [spring - step * i for i in range(100, 0, -1)] + [
+        spring + timedelta(hours=1) + step * i for i in range(100)
+    ]
+    values = Y[:200].copy()
+    one = replay(text({"y": values}, [t.isoformat() for t in times]), config())
+    held = replay(text({"y": np.concatenate([values[:100], np.full(12, np.nan), values[100:]])}), config())
+    one.run(), held.run()
+    assert one.said == [] and np.allclose(one.predictor.a, held.predictor.a)  # type: ignore[attr-defined]
 
 
 def test_time_zones_in_the_file_are_respected() -> None:
