@@ -87,7 +87,7 @@ class Caller:
                 self._missed(unit, started, now)
                 self._tell(unit, fault.words)
                 if self._keeper.mute():
-                    self._gone(now)
+                    self._gone()
             raise
         self._meter.used(started, answer.t)
         self._meter.rtts.append(answer.rtt)
@@ -121,7 +121,14 @@ class Caller:
         self._keeper.lost(words)
         now = self._clock.mono()
         self._schedule.owe_all(now)
-        self._gone(now)
+        self._gone()
+        self.back()
+
+    def back(self) -> None:
+        """Units that were silent are worth a try at once: it was the connection, or that has changed."""
+        now = self._clock.mono()
+        for unit in self._schedule.units.values():
+            unit.again(now)
 
     def late(self, number: int, seconds: float) -> None:
         """A reply came `seconds` after its request, which had been given up: the unit is slow, not dead."""
@@ -139,8 +146,7 @@ class Caller:
         if self._teller.unit(unit.name, unit.state, words) == "silent":
             self._schedule.owe_all(self._clock.mono(), unit.name)
 
-    def _gone(self, now: float) -> None:
-        for unit in self._schedule.units.values():
-            unit.again(now)
-            self._lessons.forget(unit.name)
+    def _gone(self) -> None:
+        for name in self._schedule.units:
+            self._lessons.forget(name)
         self._on_gone()

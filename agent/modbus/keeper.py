@@ -48,7 +48,8 @@ class Connection(Protocol):
 
 
 class Keeper:
-    """The life of one connection. `changed()` is called after each change of `state`."""
+    """The life of one connection. `changed()` is called after each change of `state`, `back()` when there is a
+    connection again after attempts that failed."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Keeper:
         clock: Clock,
         rng: random.Random,
         changed: Callable[[], None],
+        back: Callable[[], None] = lambda: None,
     ) -> None:
         self.link = link
         self.words = "not connected yet"
@@ -66,6 +68,7 @@ class Keeper:
         self._clock = clock
         self._rng = rng
         self._changed = changed
+        self._back = back
         self._task: asyncio.Task[None] | None = None
         self._down_since: float | None = None
         self._wait = FIRST_WAIT
@@ -120,6 +123,8 @@ class Keeper:
             self._last_good = self._clock.mono()
             self._mute_tries = 0
             self._proven = False
+            if self.failures:
+                self._back()
         finally:
             self._task = None
             self._changed()

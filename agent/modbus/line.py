@@ -95,7 +95,9 @@ class Line:
             settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
             tls=devices[0].tls,
         )
-        self._keeper = Keeper(connection, clock=clock, rng=rng, changed=self._wake.set)
+        self._keeper = Keeper(
+            connection, clock=clock, rng=rng, changed=self._wake.set, back=lambda: self._caller.back()
+        )
         self._caller = Caller(
             self._schedule,
             self._keeper,
@@ -226,13 +228,16 @@ class Line:
                 self._fail(run, *barred)
             else:
                 self._skip_refused(run)
-        if not self._keeper.resting or self._schedule.active or self._jobs or self._guests:
-            self._keeper.keep()
-        self._tell_link()
-        job = self._next_job(now)
+        usable = self._keeper.usable
+        if not usable:
+            if not self._keeper.resting or self._schedule.active or self._jobs or self._guests:
+                self._keeper.keep()
+        if not usable or self._teller.down:
+            self._tell_link()
+        job = self._next_job(now) if self._jobs else None
         if job is not None:
             await self._do(job)
-        elif not (self._keeper.usable and await self._poll(now)):
+        elif not (usable and await self._poll(now)):
             await self._idle()
 
     def _tell_link(self) -> None:
@@ -325,7 +330,7 @@ class Line:
                 if fault.quality is Quality.LINK or active.scan.device == unit.name:
                     self._fail(active, fault.quality, fault.words)
             return
-        run.touched = self._clock.mono()
+        run.touched = answer.t
         run.pending.popleft()
         self._take(request, reply_of(answer), run)
         if unit.demoted:
