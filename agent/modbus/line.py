@@ -229,9 +229,8 @@ class Line:
             else:
                 self._skip_refused(run)
         usable = self._keeper.usable
-        if not usable:
-            if not self._keeper.resting or self._schedule.active or self._jobs or self._guests:
-                self._keeper.keep()
+        if not usable and (not self._keeper.resting or self._schedule.active or self._jobs or self._guests):
+            self._keeper.keep()
         if not usable or self._teller.down:
             self._tell_link()
         job = self._next_job(now) if self._jobs else None

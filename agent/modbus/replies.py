@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent.modbus.faults import exception_quality, exception_words
 from agent.modbus.framers import Answer
 from agent.twin.quality import Quality
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What became of one request. `payload` is its data bytes, None when `quality` is not GOOD.
 
     `t` is the monotonic time at which the reply arrived or the failure was known; `rtt` None when nothing was sent.

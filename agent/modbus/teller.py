@@ -20,20 +20,20 @@ class Teller:
         self._devices = devices
         self._clock = clock
         self._on_event = on_event
-        self._down = False
+        self.down = False  # the connection, as far as it was told
         self._states: dict[str, State] = dict.fromkeys(devices, "ok")
         self._lacking: dict[str, str] = {}  # device -> what was told of its SunSpec chain
 
     def link_down(self, words: str) -> None:
         """An attempt to connect failed."""
-        if not self._down:
-            self._down = True
+        if not self.down:
+            self.down = True
             self._link("raised", words)
 
     def link_up(self, words: str) -> None:
         """A good reply came."""
-        if self._down:
-            self._down = False
+        if self.down:
+            self.down = False
             self._link("cleared", words)
 
     def _link(self, state: Literal["raised", "cleared"], words: str) -> None:
