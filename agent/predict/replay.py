@@ -279,6 +279,10 @@ class Replay:
         self.health = Health(whole, self.keys, self.predictor)
         self._x_columns = [self.keys.index(key) for key in self.predictor.input_keys]
         self._last = np.full(len(self.keys), -np.inf)
+        rows_apart = np.diff([sample.t for sample in first])
+        usual = float(np.median(rows_apart[rows_apart > 0.0])) if np.any(rows_apart > 0.0) else math.inf
+        # Missing is a value in the row nearest to when it was due: rows of a real scan come a little early or late.
+        self._due_after = self.periods - 0.5 * np.minimum(usual, self.periods)
 
     def run(
         self, take: Callable[[Sample, Replay, tuple[Floats, Floats, Floats]], None] | None = None
@@ -304,7 +308,7 @@ class Replay:
         """One row. An empty cell is a missing sample only where one was due; a clock set back begins a new count."""
         real = np.isfinite(sample.values)
         passed = sample.t - self._last
-        due = np.flatnonzero(real | (np.isfinite(self._last) & (np.abs(passed) >= 0.99 * self.periods)))
+        due = np.flatnonzero(real | (np.isfinite(self._last) & (np.abs(passed) >= self._due_after)))
         self._last[due] = sample.t
         values = sample.values[due]
         x = sample.values[self._x_columns] if self._x_columns else None
