@@ -126,6 +126,7 @@ class FaultServer:
     faults_left: int = 0
     silent_units: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)  # register addresses that do not exist
+    silent_at: set[int] = field(default_factory=set)  # register addresses at which a read is not answered
     on_connect: Callable[[Conversation], Awaitable[bool]] | None = None
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
@@ -235,7 +236,8 @@ class FaultServer:
         return Asked(here.number, 0, raw[0], raw[1:-2], raw)
 
     async def _answer(self, here: Conversation, asked: Asked) -> None:
-        if asked.unit in self.silent_units:
+        span = range(asked.address, asked.address + asked.count) if asked.function < 5 else range(0)
+        if asked.unit in self.silent_units or self.silent_at.intersection(span):
             return
         if self.fault is not None and self.faults_left > 0:
             self.faults_left -= 1
