@@ -13,12 +13,14 @@ from typing import Any, Protocol
 from agent.cloud.batch import Batch
 from agent.config.types import OutboxConfig
 
+# The index is by seq first: the batches of one commit, of all devices, then stand side by side in it, on a page or two
+# instead of one for each device.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch (
   id INTEGER PRIMARY KEY, device TEXT NOT NULL, seq INTEGER NOT NULL, ms INTEGER NOT NULL, readings INTEGER NOT NULL,
   boot TEXT NOT NULL, synced INTEGER NOT NULL, size INTEGER NOT NULL, acked INTEGER, body BLOB NOT NULL,
-  UNIQUE (device, seq));
+  UNIQUE (seq, device));
 CREATE INDEX IF NOT EXISTS waiting ON batch (acked) WHERE acked IS NULL;
 CREATE TABLE IF NOT EXISTS gap (
   id INTEGER PRIMARY KEY, device TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
