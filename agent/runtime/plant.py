@@ -165,6 +165,7 @@ class Plant:
         events = None if self.health is None else self.health.relearn(device, self._clock.mono())
         if self.health is None or events is None:
             return Outcome(False, error=f"device {device!r} has no health score: nothing of it is forecast")
+        log.info("the health reference of %s is set anew", device)
         for event in events:
             self._on_event(event)
         asyncio.get_running_loop().run_in_executor(None, self.write_state, *self.state())
