@@ -124,7 +124,7 @@ class Experiment:
     """One experiment from its start to its end.
 
     rows: (seconds since the start, PV, output from then on). `over`: why it ended; "done" at the end of its time.
-    `written`: what the output was put to last.
+    `written`: what the output was put to last. `closing`: it goes back to where it was, at the loop's rate, to end.
     """
 
     loop: LoopConfig
@@ -135,6 +135,7 @@ class Experiment:
     restores: bool = True
     written: float = math.nan
     heard: float = math.nan
+    closing: str | None = None
     _signal: Signal = field(init=False)
     _bad: int = 0
     _mismatches: int = 0
@@ -156,6 +157,10 @@ class Experiment:
         """Who began it is still there."""
         self.heard = now
 
+    def close(self, why: str) -> None:
+        """Lets it end by itself: first the output goes back at the loop's rate."""
+        self.closing = self.closing or why
+
     def end(self, why: str, *, restores: bool = True) -> None:
         """Ends it, once."""
         if self.over is None:
@@ -176,11 +181,15 @@ class Experiment:
         if problem is not None:
             self.end(problem, restores=ours)
         elif elapsed >= self.plan.seconds:
-            self.end("done")
+            self.close("done")
+        if self.closing is not None and self.written == self.plan.base:
+            self.end(self.closing)
         if self.over is not None:
             return None
         wanted = self.written
-        if inputs.pv.good:
+        if self.closing is not None:
+            wanted = self.plan.base
+        elif inputs.pv.good:
             wanted = self._signal.at(elapsed, inputs.pv.value)
         if self.loop.rate is not None:
             reach = self.loop.rate * since
@@ -190,6 +199,11 @@ class Experiment:
             (inputs.pv.t - self.started, inputs.pv.value if inputs.pv.good else math.nan, wanted)
         )
         return None if wanted == self.written else wanted
+
+    def held_back(self) -> None:
+        """What was wanted last cannot go out yet: the output stays."""
+        t, pv, _ = self.rows[-1]
+        self.rows[-1] = (t, pv, self.written)
 
     def write_began(self, value: float) -> None:
         """This value goes out now; a reading of the output says nothing until the write was answered."""

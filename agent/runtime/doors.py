@@ -60,6 +60,8 @@ class Doors:
                 if device not in self.config.devices:
                     return Outcome(False, error=f"there is no device {device!r}")
                 return self.relearn(device)
+            case "tune":
+                return self._tune(ask)
             case "whatif":
                 return Outcome(False, error="whatif is not built yet")
         return Outcome(False, error=f"unknown operation {ask.op!r}")
@@ -83,7 +85,8 @@ class Doors:
         owner = self.loops.holder_of(ask.key)
         if owner:
             return Outcome(
-                False, error=f"{'/'.join(ask.key)} belongs to loop {owner} while it is in auto or fail"
+                False,
+                error=f"{'/'.join(ask.key)} belongs to loop {owner} while it is in auto, in fail or tested",
             )
         outcome = await self.writer.write(ask.key, ask.value, source=ask.source, deadline=ask.deadline)
         if outcome.ok and ask.source in LOCAL:
@@ -103,6 +106,13 @@ class Doors:
             for key, one in polled.values.items()
         }
         return Outcome(True, result=result)
+
+    def _tune(self, ask: Ask) -> Outcome:
+        if ask.source != "socket":
+            return Outcome(False, error="tests of a loop are for who is on the spot")
+        if ask.loop is None or ask.loop not in self.config.loops:
+            return Outcome(False, error=f"there is no loop {ask.loop!r}")
+        return self.loops.experiment(ask.loop, ask.extra)
 
     def _loop(self, ask: Ask) -> Outcome:
         if ask.loop is None or ask.loop not in self.config.loops:

@@ -20,6 +20,7 @@ from agent.control.signals import Inputs, Sample, Step
 from agent.modbus.codec import power_of, readback_matches
 from agent.modbus.meter import spread
 from agent.runtime.clock import Clock
+from agent.runtime.experiments import Experiments
 from agent.runtime.writer import HEARTBEAT
 from agent.twin.outward import loop_body
 from agent.twin.quality import Quality
@@ -67,6 +68,7 @@ class _Runner:
 
     loop: Loop
     min_interval: float
+    same: Callable[[float, float], bool]
     writing: bool = False
     writes: set[asyncio.Task[None]] = field(default_factory=set)
     beats: set[asyncio.Task[None]] = field(default_factory=set)
@@ -100,6 +102,7 @@ class Loops:
         self._runners = {name: self._make(loop) for name, loop in config.loops.items()}
         self.ticked = clock.mono()
         """Monotonic time of the last tick."""
+        self.experiments = Experiments(write=write, clock=clock, on_event=on_event, set_mode=self._set_mode)
         self._index()
 
     def _index(self) -> None:
@@ -131,7 +134,7 @@ class Loops:
             same=same,
             beats=beats,
         )
-        return _Runner(made, 0.0 if out.write is None else out.write.min_interval)
+        return _Runner(made, 0.0 if out.write is None else out.write.min_interval, same)
 
     # -- called by the pipeline and the service -----------------------------------------------------------------
 
@@ -150,6 +153,7 @@ class Loops:
                 runner.took.append(self._clock.mono() - now)
                 _note_lateness(runner, now)
             self._carry_out(runner, step, now)
+            self.experiments.on_sample(loop.config.name, inputs)
 
     async def run(self) -> None:
         """Ticks for ever: heartbeats, writes whose time has come, and loops whose PV does not come."""
@@ -162,22 +166,26 @@ class Loops:
         now = self.ticked = self._clock.mono()
         for runner in self._runners.values():
             self._carry_out(runner, runner.loop.on_tick(now), now)
+        self.experiments.on_tick()
 
     def fault(self) -> None:
         """A fault of the program: every running loop goes to its fail value first."""
         now = self._clock.mono()
-        for runner in self._runners.values():
+        for name, runner in self._runners.items():
             self._carry_out(runner, runner.loop.fault(now, "a fault of the agent"), now)
+            self.experiments.abort(name, "a fault of the agent")
 
     def restarted(self, device: str) -> None:
         """A device was reset: loops that read or write it start anew."""
         now = self._clock.mono()
-        for runner in self._runners.values():
+        for name, runner in self._runners.items():
             if device in (runner.loop.config.pv[0], runner.loop.config.out[0]):
                 self._carry_out(runner, runner.loop.restarted(now), now)
+                self.experiments.abort(name, f"{device} was restarted")
 
     async def stop(self) -> None:
         """Every loop to its `on_stop` value; returns when the writes are through, have failed, or took 2 s."""
+        await self.experiments.abort_all(self._runners, "the agent stops")
         await self._stop(self._runners.values())
 
     async def _stop(self, runners: Collection[_Runner]) -> None:
@@ -193,7 +201,8 @@ class Loops:
     def holder_of(self, key: Key) -> str | None:
         """The loop that alone may write this tag now; None when others may."""
         runner = self._held.get(key)
-        return runner.loop.config.name if runner is not None and runner.loop.holds_output else None
+        holds = runner is not None and runner.loop.holds_output
+        return runner.loop.config.name if runner and holds else self.experiments.holder_of(key)
 
     def ask(self, name: str, *, mode: str | None, setpoint: float | None, remote: bool) -> Outcome:
         """Changes mode or setpoint, both or none. `remote`: from the cloud, which may do only what `remote:` lists."""
@@ -204,12 +213,36 @@ class Loops:
         if why is not None:
             return Outcome(False, error=why)
         if mode is not None:
-            now = self._clock.mono()
-            why, step = loop.set_mode(now, mode)
-            if why is not None:
-                return Outcome(False, error=why)
-            self._carry_out(self._runners[name], step, now)
+            self.experiments.abort(name, f"the loop was put into {mode}")
+            self._set_mode(loop, mode)
         return Outcome(True, applied=setpoint if setpoint is not None else mode)
+
+    def _set_mode(self, loop: Loop, mode: str) -> None:
+        now = self._clock.mono()
+        _, step = loop.set_mode(now, mode)
+        self._carry_out(self._runners[loop.config.name], step, now)
+
+    def experiment(self, name: str, asked: Mapping[str, Any]) -> Outcome:
+        """What `tune` asks: do "look", "begin" (kind, move, seconds), "poll" (first) or "stop"."""
+        runner = self._runners[name]
+        config, inputs = runner.loop.config, self._inputs(runner.loop.config)
+        match asked["do"]:
+            case "look":
+                return Outcome(True, result=_outlook(runner.loop, inputs, self._config))
+            case "begin":
+                return self.experiments.begin(
+                    runner.loop,
+                    inputs,
+                    asked,
+                    period=self._config.tag(config.pv).every,
+                    min_interval=runner.min_interval,
+                    same=runner.same,
+                )
+            case "stop":
+                self.experiments.close(name, "stopped")
+        self.experiments.hear(name)
+        report = self.experiments.report(name, asked.get("first", 0))
+        return Outcome(report is not None, error=None if report else "there is no test", result=report)
 
     def _refused(self, loop: Loop, mode: str | None, setpoint: float | None, remote: bool) -> str | None:
         """Why a request is refused before anything of it is done."""
@@ -234,6 +267,7 @@ class Loops:
 
         Loops that can go on take their new parameters here, without a bump. Returns the names of those that ended.
         """
+        await self.experiments.abort_all(self._runners, "the configuration changes")
         ended = {
             name: runner
             for name, runner in self._runners.items()
@@ -390,6 +424,16 @@ def _note_lateness(runner: _Runner, now: float) -> None:
         runner.overruns += late >= every
         runner.late.append(max(late, 0.0))
     runner.last_step = now
+
+
+def _outlook(loop: Loop, inputs: Inputs, config: Config) -> dict[str, Any]:
+    """What an operator should know before a test of the loop."""
+    return {
+        **loop_body(loop.view()),
+        "now": inputs.out.value if inputs.out.good else None,
+        "every": config.tag(loop.config.pv).every,
+        "on_loss": config.devices[loop.config.out[0]].on_loss,
+    }
 
 
 def _status(runner: _Runner) -> dict[str, Any]:

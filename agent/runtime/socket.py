@@ -152,6 +152,8 @@ def to_ask(message: Mapping[str, Any], deadline: float) -> Ask:
                 mode=_text(message.get("mode")),
                 setpoint=_number(message.get("setpoint")),
             )
+        case "tune":
+            return Ask("tune", "socket", deadline, loop=str(message["loop"]), extra=_experiment(message))
         case "relearn":
             device, _ = _key(message["device"], "")
             return Ask("relearn", "socket", deadline, extra={"device": device})
@@ -172,6 +174,24 @@ def _single_read(message: Mapping[str, Any]) -> dict[str, Any]:
     if unit == 0 and url.scheme in ("rtu", "rtu+tcp"):
         raise ValueError("unit 0 is everybody")
     return {"url": url, "unit": unit, "function": function, "body": body, "timeout": float(timeout)}
+
+
+def _experiment(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What `tune` asks of a loop. Raises KeyError, TypeError or ValueError where it is nothing of that."""
+    match message["do"]:
+        case "look" | "stop":
+            return {"do": message["do"]}
+        case "poll":
+            first = message["first"]
+            if type(first) is not int or first < 0:
+                raise ValueError("a row has a number from 0")
+            return {"do": "poll", "first": first}
+        case "begin":
+            move, seconds = _number(message["move"]), _number(message["seconds"])
+            if move is None or seconds is None:
+                raise TypeError("move and seconds are numbers")
+            return {"do": "begin", "kind": str(message["kind"]), "move": move, "seconds": seconds}
+    raise ValueError(message["do"])
 
 
 def _plain(value: Any) -> Plain:
