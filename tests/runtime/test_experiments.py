@@ -61,7 +61,9 @@ def test_a_test_runs_and_all_is_as_before(mode: str) -> None:
         await one.run(135)
         report = one.report
         assert report["done"] and not report["running"] and report["restored"]
-        assert one.rig.registers[OUT] == base
+        assert report["rows"][-1][2] == base
+        if mode != "auto":  # the loop goes on from there
+            assert one.rig.registers[OUT] == base
         outs = {row[2] for row in report["rows"]}
         assert outs == {base - 5, base, base + 5}
         assert len(report["rows"]) in (119, 120) and not report["more"]  # the way back is a row
