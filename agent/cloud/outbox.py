@@ -300,6 +300,13 @@ class Outbox:
                 # cheap now: nothing has to be moved; as a script, since `execute` would give one page back
                 self._db.executescript("PRAGMA incremental_vacuum")
 
+    def clock_moved(self, boot: str, ms: int) -> None:
+        """The wall clock was set by so many ms: batches of this boot stay as old as they are."""
+        if not self._waiting or not self._writable:
+            return
+        with self._careful():
+            self._db.execute("UPDATE batch SET ms = ms + ? WHERE boot = ? AND synced = 1", (ms, boot))
+
     def drop(self, ids: Iterable[int], reason: str) -> None:
         """Takes batches out for good and names the gap."""
         gone: list[Gone] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.cloud.batch import Batch
 from agent.cloud.outbox import Outbox
@@ -123,6 +123,13 @@ class Store:
             one.live = False
         self._disk_inflight.clear()
         self._from_the_oldest()
+
+    def clock_moved(self, boot: str, ms: int) -> None:
+        """The wall clock was set by so many ms: what waits must not count as so much older (`max_age`), or younger."""
+        for one in self.memory.values():
+            if one.batch.synced:
+                one.batch = replace(one.batch, ms=one.batch.ms + ms)
+        self.outbox.clock_moved(boot, ms)
 
     def next_memory(self) -> Waiting | None:
         """The oldest batch in memory that is not under way, nor held."""

@@ -46,6 +46,8 @@ STATUS_EVERY = 0.5
 SAID_EVERY = 3600.0
 """Seconds until the same reason of a lost link is logged again."""
 TRY_DISK_EVERY = 5.0
+CLOCK_SET_BY = 60.0
+"""Seconds: smaller steps of the wall clock matter to no age."""
 STUMBLE_EVERY = 60.0
 """Seconds between two tracebacks of one kind."""
 LATEST_FACT = "latest_ms"
@@ -413,7 +415,9 @@ class Cloud:
         return Stamp(self._boot, self._anchor.ms, self._synced)
 
     def _watch_clock(self, now: float) -> None:
-        self._anchor.refresh()
+        moved = self._anchor.refresh()
+        if self._synced and abs(moved) >= CLOCK_SET_BY:
+            self._store.clock_moved(self._boot, round(1000 * moved))
         synced = self._synced or self._is_synced()
         if synced and not self._synced:
             self._synced = True

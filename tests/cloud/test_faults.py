@@ -112,3 +112,21 @@ def test_a_clock_that_jumps_by_a_year(
     times = [t for one in ear.of("data") if one.body for group in one.body["groups"] for t in group["t"]]
     jumps = [b - a for a, b in itertools.pairwise(times) if abs(b - a) > 5000]
     assert len(jumps) == 1 and jumps[0] == pytest.approx(1000 * step, abs=2000)
+
+
+def test_a_clock_that_is_put_right_makes_no_backlog_old(tmp_path: Path, spills_soon: None) -> None:
+    """A gateway that was off for months begins where it ended, and hears the time only with the network."""
+    clock = WrongClock()
+    config = make_config("mqtt://127.0.0.1:1", outbox={"max_age": 3600.0})
+    with Agent(config, tmp_path, clock=clock) as agent:
+        status = agent.cloud.status
+        agent.run_for(2.0)
+        wait_until(lambda: status()["outbox"]["batches"] > 3, "batches on disk")
+        clock.off = YEAR
+        agent.run_for(1.0)
+        assert status()["outbox"]["dropped"] == 0
+        oldest = status()["outbox"]["oldest"]
+        assert 0 <= clock.wall() * 1000 - oldest < 60_000
+        clock.off = 0.0
+        agent.run_for(1.0)
+        assert status()["outbox"]["dropped"] == 0
