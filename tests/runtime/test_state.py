@@ -55,7 +55,11 @@ def test_missing_file_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 LEARNT = Learnt(
-    illegal=(("holding", (3, 5)),), refused=frozenset({"b"}), longest=50, trusted=(("holding", (6, 9)),)
+    illegal=(("holding", (3, 5)),),
+    refused=frozenset({"b"}),
+    longest=50,
+    trusted=(("holding", (6, 9)),),
+    silent=(("holding", (3, 5)),),
 )
 
 
