@@ -10,6 +10,9 @@ PARAMETERS = 9
 """GAIN is kp, negative for direct action; TI 0: no integral action; TD 0: no derivative action; RATE per second,
 infinite where there is no limit."""
 
+LEAST_TRACKING = 0.2
+"""Of TI: the shortest time in which the integral follows an output that is limited."""
+
 SHOWN, WISHED, FILTERED, BEFORE, LOAD, GAP, CLOCK, BASE, GOAL, SURPRISE, PASSED, ALONE, EARLIER = range(13)
 MEMORY = 13
 """State of the predictive controller; the moves of the output follow from MEMORY on, the newest first.

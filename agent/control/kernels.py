@@ -24,8 +24,10 @@ def pid(
     """One step of an ISA PID with two degrees of freedom; returns the output and moves `state` (columns.STATE,).
 
     v = K (b r - y) + I + D + ff, D the derivative of K Td (c r - y) filtered with Td/N; u = v within limits and rate;
-    I += K dt/Ti (r - y) + dt/Tt (u - v), Tt = sqrt(Ti Td) or Ti (back-calculation; Astrom & Hagglund, Advanced PID
-    Control, 2006, ch. 3). `dt`: seconds between the samples; `elapsed`: seconds for which the rate may move the output.
+    I += K dt/Ti (r - y) + dt/Tt (u - v), Tt = b Ti (back-calculation; Astrom & Hagglund, Advanced PID Control, 2006,
+    ch. 3): v then goes on as if the setpoint were the one that u can follow (Hanus' conditioning), so that u leaves its
+    limit when the setpoint comes down to y, neither later nor with a jump beyond. `dt`: seconds between the samples;
+    `elapsed`: seconds for which the rate may move the output.
     Numbers that are not finite, or that overflow, leave the state alone and repeat the last output.
     """
     last = float(state[c.LAST_OUTPUT])
@@ -48,7 +50,7 @@ def pid(
         output = min(max(output, last - step), last + step)
         output = min(max(output, par[c.LOW]), par[c.HIGH])
     if ti > 0.0:
-        tracking = math.sqrt(ti * td) if td > 0.0 else ti
+        tracking = max(par[c.B], c.LEAST_TRACKING) * ti
         integral += gain * dt / ti * (setpoint - pv) + min(1.0, dt / tracking) * (output - wanted)
     if not (math.isfinite(wanted) and math.isfinite(integral) and math.isfinite(derivative)):
         return last

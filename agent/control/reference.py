@@ -36,7 +36,7 @@ def pid(
     output = min(max(min(max(wanted, low), high), last - reach), last + reach)
     output = min(max(output, low), high)
     if ti > 0.0:
-        tracking = math.sqrt(ti * td) if td > 0.0 else ti
+        tracking = max(b, c.LEAST_TRACKING) * ti
         integral += gain * dt / ti * (setpoint - pv) + min(1.0, dt / tracking) * (output - wanted)
     if not all(map(math.isfinite, (wanted, integral, derivative))):
         return float(last)

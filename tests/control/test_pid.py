@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.types import ControllerConfig
+from agent.config.types import ControllerConfig, ModelConfig
 from agent.control.pid import Pid
+from agent.control.process import Process
 from tests.control.bench import config
 
 PID = ControllerConfig(kp=2.0, ti=20.0, td=3.0, b=0.7, c=0.5)
@@ -79,6 +80,25 @@ def test_does_not_wind_up(td: float, ceiling: float) -> None:
     stuck, reached = windup(controller(controller=ControllerConfig(kp=2.0, ti=10.0, td=td)), ceiling=ceiling)
     assert reached < 60.0
     assert stuck <= 1
+
+
+@pytest.mark.parametrize("b", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("td", [0.0, 4.0])
+@pytest.mark.parametrize("setpoint", [60.0, 110.0])
+def test_a_setpoint_far_beyond_reach_is_forgotten_at_once(b: float, td: float, setpoint: float) -> None:
+    """500 where the PV reaches 120: then a setpoint within reach is gone to at once, and not past it."""
+    pid = controller(controller=ControllerConfig(kp=2.0, ti=20.0, td=td, b=b))
+    process = Process(ModelConfig(k=1.2, t1=20.0, delay=1.0), 1.0, pv=60.0, out=50.0)
+    pid.take_over(50.0, 60.0, 60.0, 0.0)
+    for _ in range(300):
+        process.step(pid.step(500.0, process.pv, 0.0, 1.0, 1.0))
+    assert process.pv == pytest.approx(120.0, abs=0.1)
+    assert pid.step(setpoint, process.pv, 0.0, 1.0, 1.0) < 99.0
+    lowest = process.pv
+    for _ in range(300):
+        lowest = min(lowest, process.step(pid.step(setpoint, process.pv, 0.0, 1.0, 1.0)))
+    assert lowest > setpoint - 0.08 * (120.0 - setpoint)
+    assert process.pv == pytest.approx(setpoint, abs=0.5)
 
 
 def test_does_not_wind_up_against_a_rate() -> None:
