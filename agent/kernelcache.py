@@ -181,8 +181,36 @@ def _load() -> None:
         return
     if _loader.folder is not None:
         numba.config.CACHE_DIR = str(_loader.folder)  # numba may have been imported before by somebody else
+    _defer_runtime()
     _loader.numba = numba
     atexit.register(seal)
+
+
+def _defer_runtime() -> None:
+    """Has numba compile its memory runtime when the first kernel is compiled, instead of at each start.
+
+    Kernels from the cache carry what they need of it; without, a start is 0.3 s shorter and 20 MB smaller (LLVM's
+    compiler is never run). Where numba is built otherwise than 0.68, nothing is changed.
+    """
+    try:
+        instance: Any = importlib.import_module("numba.core.runtime").rtsys
+        maker: Any = importlib.import_module("numba.core.runtime.nrtdynmod")
+        compile_now, runtime = maker.compile_nrt_functions, type(instance)
+        if not isinstance(runtime.library, property) or instance._init:
+            return
+    except (ImportError, AttributeError):
+        return
+
+    contexts: list[Any] = []
+
+    def library(self: Any) -> Any:
+        self._init_guard()
+        if self._library is None:
+            self._library = compile_now(contexts[-1])
+        return self._library
+
+    maker.compile_nrt_functions = contexts.append
+    runtime.library = property(library)
 
 
 def _compile(signature: str, function: F) -> F:

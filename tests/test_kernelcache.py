@@ -314,6 +314,31 @@ def test_the_references_can_be_asked_for(place: Path) -> None:
     assert answer["backend"] == "numpy" and "EDGETWIN_KERNELS" in answer["problems"][0]
 
 
+def test_a_warm_start_runs_no_compiler(place: Path) -> None:
+    """Even a kernel that takes memory of numba's runtime comes whole from the cache."""
+    (place / "cached_kernels.py").write_text(
+        """
+import numpy as np
+from agent.kernelcache import kernel
+
+@kernel("float64(float64[::1])")
+def doubled(a):
+    b = np.empty(len(a))
+    b[:] = 2.0 * a
+    return b.sum()
+"""
+    )
+    program = """
+import json
+import numpy as np
+import cached_kernels as k
+from numba.core.runtime import rtsys
+print(json.dumps({"doubled": k.doubled(np.arange(4.0)), "compiled": rtsys._library is not None}))
+"""
+    assert run(place, program) == {"doubled": 12.0, "compiled": True}
+    assert run(place, program) == {"doubled": 12.0, "compiled": False}
+
+
 def test_a_compiler_that_fails_leaves_plain_python(place: Path) -> None:
     program = "import numba; numba.njit = lambda *a, **k: (lambda f: 1 / 0)\n" + PROGRAM
     answer = run(place, program)
