@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from agent.modbus.encode import WireWrite
 from agent.modbus.faults import ABSENT, LinkFault, exception_words
@@ -49,27 +50,28 @@ class Caller:
         self._on_missed = on_missed
         self._on_gone = on_gone
 
-    async def read(self, unit: Unit, request: Request, timeout: float, *, trial: bool = False) -> Answer:
-        """One read, of which one remembers whether the unit answers it. Raises LinkFault."""
+    def read(
+        self, unit: Unit, request: Request, timeout: float, *, trial: bool = False
+    ) -> Coroutine[Any, Any, Answer]:
+        """One read, of which one remembers whether the unit answers it. Awaiting it raises LinkFault."""
         body = read_body(request)
-        try:
-            answer = await self.ask(unit, request.unit, request.function, body, timeout, trial=trial)
-        except LinkFault as fault:
-            if fault.quality is Quality.TIMEOUT and not trial:
-                self._lessons.silences[unit.name].silent(request)
-            raise
-        if answer.exception not in ABSENT:
-            self._lessons.silences[unit.name].answered(request)
-        elif not trial:
-            self._lessons.silences[unit.name].silent(request)
-        return answer
+        return self.ask(unit, request.unit, request.function, body, timeout, request=request, trial=trial)
 
     async def ask(
-        self, unit: Unit, number: int, function: int, body: bytes, timeout: float, *, trial: bool = False
+        self,
+        unit: Unit,
+        number: int,
+        function: int,
+        body: bytes,
+        timeout: float,
+        *,
+        request: Request | None = None,
+        trial: bool = False,
     ) -> Answer:
         """One request to unit `number`, with up to `timeout` seconds for its reply. Raises LinkFault.
 
-        trial: it may well stay without an answer, which then says nothing of the unit.
+        request: the read that it is, where that is to be remembered. trial: it may well stay without an answer, which
+        then says nothing of the unit.
         """
         started = self._clock.mono()
         # only frames without a transaction id may need more: to make sure that no late reply is taken for this one
@@ -88,6 +90,8 @@ class Caller:
                 self._tell(unit, fault.words)
                 if self._keeper.mute():
                     self._gone()
+                if request is not None:
+                    self._lessons.silences[unit.name].silent(request)
             raise
         self._meter.used(started, answer.t)
         self._meter.rtts.append(answer.rtt)
@@ -101,6 +105,11 @@ class Caller:
         if self._teller.is_news(unit.name, unit.state):
             silent = answer.exception in ABSENT
             self._tell(unit, exception_words(answer.exception or 0) if silent else answered_after(answer.rtt))
+        if request is not None:
+            if answer.exception not in ABSENT:
+                self._lessons.silences[unit.name].answered(request)
+            elif not trial:
+                self._lessons.silences[unit.name].silent(request)
         return answer
 
     async def write(self, unit: Unit, wire: WireWrite, timeout: float) -> Answer:

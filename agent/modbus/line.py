@@ -233,10 +233,12 @@ class Line:
             self._keeper.keep()
         if not usable or self._teller.down:
             self._tell_link()
-        job = self._next_job(now) if self._jobs else None
+        job = self._next_job(now) if self._jobs or not usable else None
         if job is not None:
             await self._do(job)
-        elif not (usable and await self._poll(now)):
+        elif usable and (turn := self._schedule.pick(now)) is not None:
+            await self._advance(turn, self._schedule.units[turn.scan.device].patience)
+        elif not (usable and await self._spare(now)):
             await self._idle()
 
     def _tell_link(self) -> None:
@@ -249,13 +251,9 @@ class Line:
         elif self._keeper.failures == 0 and self._keeper.usable:
             self._teller.link_up(f"{self.url.text}: connected")
 
-    async def _poll(self, now: float) -> bool:
-        """Sends the one request that is next; False when the line has nothing to do."""
+    async def _spare(self, now: float) -> bool:
+        """What fits into the time that no due scan wants; False when the line has nothing to do."""
         schedule = self._schedule
-        run = schedule.pick(now)
-        if run is not None:
-            await self._advance(run, schedule.units[run.scan.device].patience)
-            return True
         slow = schedule.pick_slow(now)
         if slow is not None:
             await self._advance(slow[0], slow[1])
