@@ -91,19 +91,29 @@ check_config() {
   as_service "$OPT/$1/bin/edgetwin" check "$CONFIG"
 }
 
-# Makes a version current, and keeps the one before.
+# Makes a version current and starts it; when it does not start, the one before is put back.
 flip() {
   local old
   old=$(version_of current)
   point current "$1"
+  if ! start "$old"; then
+    [ -n "$old" ] && [ "$old" != "$1" ] || die "the service does not start: journalctl -u edgetwin"
+    point current "$old"
+    start "$old" || true
+    die "version $1 does not start (journalctl -u edgetwin); $old is current again"
+  fi
   [ -z "$old" ] || [ "$old" = "$1" ] || point previous "$old"
 }
 
+# start OLD: the first version is enabled; later ones start only where somebody wants the service.
 start() {
-  if [ -e "$CONFIG" ]; then
-    service enable --quiet edgetwin
-    service restart edgetwin
+  real && [ -e "$CONFIG" ] || return 0
+  if [ -n "$1" ] && ! running && ! systemctl is-enabled --quiet edgetwin; then
+    say "the service is not enabled and stays as it is: systemctl enable --now edgetwin"
+    return 0
   fi
+  systemctl enable --quiet edgetwin
+  systemctl restart edgetwin
 }
 
 # -- install ----------------------------------------------------------------------------------------------------
@@ -134,7 +144,7 @@ place_files() {
     systemd-sysusers "$SYSUSERS"
     chown root:edgetwin "$ETC"
     chown edgetwin:edgetwin "$STATE" "$CACHE"
-    udevadm control --reload 2> /dev/null || true
+    if udevadm control --reload 2> /dev/null; then udevadm trigger --subsystem-match=tty || true; fi
     systemctl daemon-reload
   fi
 }
@@ -182,15 +192,9 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
     say "$version runs"
     return
   fi
-  flip "$version"
   mkdir -p "$(dirname "$COMMAND")"
   ln -sfn /opt/edgetwin/current/bin/edgetwin "$COMMAND"
-  if ! start; then
-    [ -n "$old" ] && [ "$old" != "$version" ] || die "the service does not start: journalctl -u edgetwin"
-    point current "$old"
-    start || true
-    die "version $version does not start (journalctl -u edgetwin); $old is current again"
-  fi
+  flip "$version"
   prune
   say "$version is current${old:+ (before: $old)}"
   [ -e "$CONFIG" ] || say "next: write $CONFIG (config.example.yaml beside it shows every key), then systemctl enable --now edgetwin"
@@ -217,7 +221,6 @@ do_rollback() {
   [ -n "$before" ] && [ -x "$OPT/$before/bin/edgetwin" ] || die "there is no version to go back to"
   check_config "$before" || die "version $before does not take $CONFIG as it is (above); $now stays current"
   flip "$before"
-  start || die "the service does not start: journalctl -u edgetwin"
   say "$before is current (before: $now)"
 }
 
