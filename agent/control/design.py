@@ -23,7 +23,7 @@ AFTER_DEAD = 12
 """Intervals of the horizon after the dead time: at least, and with an integrator."""
 MOVE_WEIGHT = 0.3
 """Of a move against the mean square of the step response."""
-FLAT_WEIGHT = 2.1
+FLAT_WEIGHT = 3.2
 """Added to it for two lags that are alike: a response that starts flat asks for large moves at first, just where a
 process with more lags, or with a zero, is another one than its model."""
 
