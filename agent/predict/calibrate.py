@@ -279,8 +279,10 @@ def lines(fits: dict[str, Fit]) -> Sequence[str]:
             f"    # on rows left out ({fit.blocks} blocks): Brier score {fit.brier:.3f}, of the share of faults alone "
             f"{fit.brier_base:.3f}; expected calibration error {fit.ece:.3f}"
         )
+        if fit.brier_base is not None and fit.brier >= fit.brier_base:
+            said.append("    # no better than that share alone: not to be used")
         said += [
-            f"    # where the score says {p:.2f}, {share:.2f} are faults ({rows} rows)"
+            f"    # score about {1.0 - p:.2f}: {share:.2f} of {rows} rows are faults, {p:.2f} foretold"
             for p, share, rows in fit.bins
         ]
     return said

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.config.types import Config, Device, PredictConfig, Tag, Url
+from agent.config.types import Config, Device, HealthConfig, PredictConfig, Tag, Url
 from agent.predict.health import Health
 from agent.predict.predictor import Predictor, for_config
 from agent.twin.records import Event, Key
@@ -229,12 +229,15 @@ def spacing(samples: Sequence[Sample]) -> Floats:
 
 def with_columns(config: Config, keys: Sequence[Key], periods: Floats) -> Config:
     """The configuration as if it had every column of the file; unknown ones with the defaults."""
-    devices = dict(config.devices)
+    devices, health = dict(config.devices), dict(config.health)
     for (device, tag), period in zip(keys, periods, strict=True):
         known = devices.get(device) or Device(device, Url("tcp://127.0.0.1", "tcp", "127.0.0.1", 502))
         entry = known.tags.get(tag) or Tag(tag, "holding", 0, type="float64")
         devices[device] = replace(known, tags={**known.tags, tag: replace(entry, every=float(period))})
-    return replace(config, devices=devices)
+        if config.health and device not in config.devices:  # a section that names none would leave it without
+            mine = health.get(device, HealthConfig(tags=()))
+            health[device] = replace(mine, tags=(*mine.tags, tag))
+    return replace(config, devices=devices, health=health)
 
 
 def periods_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,9 @@ def test_the_figures_are_those_of_rows_left_out() -> None:
     noise = np.random.default_rng(5).normal(size=6000) + 0.02 * faulty
     useless = c.calibrate(noise, faulty)
     assert useless.brier is not None and useless.brier >= 0.999 * 0.21
+    worse = replace(useless, brier=0.22, brier_base=0.21)
+    assert "not to be used" in "\n".join(c.lines({"press": worse}))
+    assert "not to be used" not in "\n".join(c.lines({"press": fit}))
 
 
 def test_reliability_is_what_it_says() -> None:

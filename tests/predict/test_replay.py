@@ -114,6 +114,13 @@ def test_an_unknown_tag_gets_the_defaults_and_the_period_of_the_file() -> None:
     assert one.result.tags["new"]["horizons"]["1"]["relative_mae"] < 0.6
 
 
+def test_unknown_tags_have_a_health_score_beside_a_section_that_names_other_devices() -> None:
+    health = {"press": HealthConfig(tags=("y",), warmup=100)}
+    one = replay(text({"new": Y, "newer": Y, "y": Y, "press/z": Y}), config("y", health=health))
+    one.run()
+    assert np.isfinite(one.health.scores()).tolist() == [True, True, True, False]
+
+
 def test_a_file_sampled_otherwise_than_configured_is_told() -> None:
     one = replay(text({"y": Y}, range(0, 36000, 60)))
     assert one.run().notes == ["y: sampled every 60 s in the file, 1 s in the configuration"]
