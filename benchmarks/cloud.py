@@ -210,9 +210,13 @@ def disk(folder: Path) -> None:
 def outage(folder: Path, hours: float) -> None:
     """1,000 readings/s of 20 devices without a broker: memory each hour."""
     sizes = simulate(folder / "outage", hours * 3600, devices=20, tags=50, stop=False)
+    size = sum(file.stat().st_size for file in (folder / "outage").iterdir())
     settled = sizes[min(2, len(sizes) - 1) :]
     print(f"outage of {hours:g} h: MB in memory by the hour: {' '.join(f'{size:.0f}' for size in sizes)}")
-    print(f"  from the second hour on between {min(settled):.1f} and {max(settled):.1f} MB")
+    print(
+        f"  from the second hour on between {min(settled):.1f} and {max(settled):.1f} MB;"
+        f" {hours * 3.6:.1f} million readings in {size / 1e6:.0f} MB on disk"
+    )
 
 
 def simulate(folder: Path, seconds: float, *, devices: int, tags: int, stop: bool) -> Sequence[float]:

@@ -3,7 +3,7 @@
     python benchmarks/fleet.py [--gateways 500] [--seconds 60] [--tags 100]
 
 Each gateway is a real Cloud (its payloads, numbers, outbox and uplink) with a connection of its own; one thread turns
-them all, in place of a thread each. Subscribers are processes of a shared group, as a central system would have them;
+125 of them, in place of a thread each. Subscribers are processes of a shared group, as a central system has them;
 what the three have together is held against the numbers that the gateways gave out.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cloud import Cpu, cpu_of
 from gateway import Gateway, broker, configuration
@@ -31,6 +31,8 @@ from agent.cloud.watch import Subscriber
 from agent.cloud.worker import _Stop
 
 SUBSCRIBERS = 3
+IN_ONE_PROCESS = 125
+"""Each takes 6 file descriptors, and paho waits with select(), which knows 1024."""
 NOTHING = Note(-1, "nothing")
 """Makes a turn go through without waiting for its queue."""
 
@@ -78,36 +80,67 @@ def subscribe(url: str, out: str) -> None:
 
 
 def run(folder: Path, count: int, tags: int, seconds: float) -> None:
-    """Builds the fleet, runs it, and prints what came of it."""
+    """Starts everything, and prints what came of it."""
     with broker(folder, "max_inflight_messages 100") as (url, pid):
-        outs = [folder / f"books{i}" for i in range(SUBSCRIBERS)]
-        ears = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--subscribe", url, str(out)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for out in outs
-        ]
-        for ear in ears:
-            assert ear.stdout is not None and ear.stdout.readline() == b"ready\n"
+        books = [folder / f"books{i}" for i in range(SUBSCRIBERS)]
+        ears = [start("--subscribe", url, out) for out in books]
         time.sleep(1.0)  # for the subscriptions
-        fleet = [
-            Member(configuration(url, devices=1, tags=tags, name=f"gateway{i}"), folder / f"g{i}")
-            for i in range(count)
+        begun = time.monotonic()
+        firsts = range(0, count, IN_ONE_PROCESS)
+        given = [folder / f"given{first}" for first in firsts]
+        members = [
+            start("--drive", url, folder, first, min(IN_ONE_PROCESS, count - first), tags, seconds, out)
+            for first, out in zip(firsts, given)
         ]
-        start = time.monotonic()
-        while not all(one.online for one in fleet):
-            for one in fleet:
-                one.turn()
-        print(f"{count} gateways online after {time.monotonic() - start:.1f} s")
-        cost, theirs, started = Cpu(), cpu_of(pid), time.monotonic()
-        drive(fleet, seconds)
-        took, used, theirs = time.monotonic() - started, cost.spent(), cpu_of(pid) - theirs
-        end(fleet)
+        print(f"{count} gateways in {len(members)} processes online after {time.monotonic() - begun:.1f} s")
+        broker_cpu = cpu_of(pid)
+        for one in members:
+            go(one)
+        for one in members:
+            one.wait()
+        broker_cpu = cpu_of(pid) - broker_cpu
         for ear in ears:
             ear.communicate()
-    show(fleet, outs, took, used, theirs)
+    show([json.loads(out.read_text()) for out in given], books, seconds, broker_cpu)
+
+
+def start(*args: object) -> subprocess.Popen[bytes]:
+    """This program in another process; returns once it says that it is ready. Raises SystemExit when it ends before."""
+    command = [sys.executable, __file__, *map(str, args)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    if process.stdout.readline() != b"ready\n":
+        raise SystemExit(f"{args[0]} ended before it was ready")
+    return process
+
+
+def go(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"go\n")
+    process.stdin.flush()
+
+
+def members(url: str, folder: str, first: str, count: str, tags: str, seconds: str, out: str) -> None:
+    """A part of the fleet: online, then at a word on standard input a run; writes numbers given out and CPU."""
+    fleet = [
+        Member(configuration(url, devices=1, tags=int(tags), name=f"gateway{i}"), Path(folder) / f"g{i}")
+        for i in range(int(first), int(first) + int(count))
+    ]
+    while not all(one.online for one in fleet):
+        for one in fleet:
+            one.turn()
+        time.sleep(0.01)
+    print("ready", flush=True)
+    while not select.select([0], [], [], 0)[0]:  # their keepalive goes on
+        for one in fleet:
+            one.turn()
+        time.sleep(0.1)
+    cost = Cpu()
+    drive(fleet, float(seconds))
+    used = cost.spent()
+    end(fleet)
+    given = [(*place, last) for one in fleet for place, last in one.numbers().items()]
+    Path(out).write_text(json.dumps({"given": given, "cpu": used}))
 
 
 def drive(fleet: Sequence[Member], seconds: float) -> None:
@@ -134,28 +167,29 @@ def end(fleet: Sequence[Member]) -> None:
             one.turn()
 
 
-def show(fleet: Sequence[Member], outs: Sequence[Path], took: float, used: float, broker_cpu: float) -> None:
+def show(parts: Sequence[dict[str, Any]], books: Sequence[Path], seconds: float, broker_cpu: float) -> None:
     have: Counter[str] = Counter()
     messages = readings = 0
     listening = 0.0
-    for out in outs:
+    for out in books:
         keys, heard, values, cpu = json.loads(out.read_text())
         have.update(keys)
         messages, readings, listening = messages + heard, readings + values, listening + cpu
+    places = [place for part in parts for place in part["given"]]
     given = {
-        f"{gateway} {device} {stream} {seq}"
-        for one in fleet
-        for (gateway, device, stream), last in one.numbers().items()
-        for seq in range(1, last + 1)
+        f"{gateway} {device} {stream} {n}"
+        for gateway, device, stream, last in places
+        for n in range(1, last + 1)
     }
+    used = sum(part["cpu"] for part in parts)
     lost, doubled = given - have.keys(), [key for key, times in have.items() if times > 1]
     print(
-        f"{messages:,} messages in {took:.0f} s, {messages / took:,.0f}/s; {readings / took:,.0f} readings/s;"
+        f"{messages:,} messages in {seconds:g} s, {messages / seconds:,.0f}/s; {readings / seconds:,.0f} readings/s;"
         f" load of the machine {os.getloadavg()[0]:.1f}"
     )
     print(
-        f"  CPU a second: gateways {used / took:.2f} s ({used / took / len(fleet) * 1e3:.2f} ms each),"
-        f" broker {broker_cpu / took:.2f} s, subscribers {listening / took:.2f} s"
+        f"  CPU a second: gateways {used / seconds:.2f} s ({used / seconds / len(places) * 1e3:.2f} ms each),"
+        f" broker {broker_cpu / seconds:.2f} s, subscribers {listening / seconds:.2f} s"
     )
     print(f"  {len(given):,} batches given out, {len(lost)} lost, {len(doubled)} doubled")
     if lost or doubled or have.keys() - given:
@@ -170,13 +204,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--tags", type=int, default=100)
     parser.add_argument("--subscribe", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--drive", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
     if args.subscribe:
         subscribe(*args.subscribe)
         return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if args.drive:
+        members(*args.drive)
+        return
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder), args.gateways, args.tags, args.seconds)
 

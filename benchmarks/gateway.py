@@ -53,13 +53,13 @@ class Mix:
         return [kinds[kind][i] for i, kind in enumerate(self._kind.tolist())]
 
 
-def configuration(url: str, *, devices: int, tags: int, name: str = "bench", mqtt: str = "") -> Config:
+def text(url: str, *, devices: int, tags: int, name: str = "bench", mqtt: str = "", port: int = 1) -> str:
     """`devices` devices with `tags` tags each, of the mix, at 1 s. `mqtt`: more keys of that section, as YAML."""
     lines = [f"gateway: {name}", "page: off", f"mqtt: {{url: '{url}', {mqtt}}}", "devices:"]
     for unit in range(1, devices + 1):
         lines += [
             f"  d{unit}:",
-            "    url: tcp://127.0.0.1:1",
+            f"    url: tcp://127.0.0.1:{port}",
             f"    unit: {unit}",
             "    every: 1s",
             "    tags:",
@@ -68,7 +68,12 @@ def configuration(url: str, *, devices: int, tags: int, name: str = "bench", mqt
             kind = TYPES[tag % 5]
             place = f"coil: {tag}" if kind == "bool" else f"holding: {2 * tag}, type: {kind}"
             lines.append(f"      t{tag}: {{{place}}}")
-    loaded = parse("\n".join(lines), "bench.yaml")
+    return "\n".join(lines) + "\n"
+
+
+def configuration(url: str, *, devices: int, tags: int, name: str = "bench", mqtt: str = "") -> Config:
+    """The same, read."""
+    loaded = parse(text(url, devices=devices, tags=tags, name=name, mqtt=mqtt), "bench.yaml")
     assert loaded.config is not None, loaded.problems
     return loaded.config
 
