@@ -149,6 +149,13 @@ class TestTls:
                 lambda: link.until(Disconnected).reason.find("certificate required") > 0, "the TLS alert"
             )
 
+    def test_a_client_certificate_that_has_expired(self, tmp_path: Path, pki: Path) -> None:
+        with tls_broker(tmp_path, pki, client=True) as broker:
+            config = tls(broker, ca=pki / "ca.pem", cert=pki / "expired.pem", key=pki / "expired.key")
+            with Link(config) as link:
+                wait_until(lambda: "expired" in link.until(Disconnected).reason, "the TLS alert")
+                assert not link.uplink.online
+
     def test_a_ca_file_that_is_missing(self, tmp_path: Path, pki: Path) -> None:
         with tls_broker(tmp_path, pki) as broker, Link(tls(broker, ca=pki / "nothing.pem")) as link:
             assert link.until(Disconnected).reason.endswith("nothing.pem: No such file or directory")
