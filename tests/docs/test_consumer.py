@@ -232,3 +232,34 @@ def test_what_is_no_such_message_is_named_and_left_out(bench: Bench) -> None:
     bench.feeder.send(TOPICS.of("data", "press1"), payload.encode(counted(1)))
     bench.wait("SELECT count(*) FROM batch WHERE device = 'press1'", lambda n: n == 1)
     assert bench.log().count("left out") == 6
+
+
+def test_a_queue_that_ran_over_is_seen_and_what_comes_again_closes_it(tmp_path: Path) -> None:
+    """mosquitto's default of 1,000 messages, in small: what is over is dropped, and nobody tells the publisher."""
+    with Mosquitto(tmp_path, config_lines=["max_queued_messages 30", "max_inflight_messages 20"]) as broker:
+        feeder, bench = Feeder(broker.port), None
+        try:
+            bench = Bench(broker, feeder, tmp_path / "readings.db")
+            bench.start()
+            bench.subscribed()
+            bench.kill()
+            for seq in range(1, 101):
+                bench.feeder.send(TOPICS.of("data", "press1"), payload.encode(counted(seq)))
+            bench.start()
+            bench.wait("SELECT max(seq) FROM batch", lambda n: n and n >= 20)
+            bench.feeder.send(TOPICS.of("data", "press1"), payload.encode(counted(101)))
+            bench.wait("SELECT max(seq) FROM batch", lambda n: n == 101)
+            ((first, last),) = bench.ask("SELECT first, last FROM missing")
+            assert 30 < first <= 60 and last == 100
+            assert bench.ask("SELECT * FROM lost") == []  # the gateway knows nothing of it
+            for seq in range(first, last + 1):
+                bench.feeder.send(TOPICS.of("backfill", "press1"), payload.encode(counted(seq)))
+                bench.wait(
+                    "SELECT count(*) FROM batch", lambda n, seq=seq: n >= seq - 10
+                )  # or it runs over again
+            bench.wait("SELECT count(*) FROM missing", lambda n: n == 0)
+            assert bench.ask("SELECT count(*) FROM reading") == [(1010,)]
+        finally:
+            if bench is not None:
+                bench.kill()
+            feeder.close()
