@@ -192,6 +192,7 @@ def _panel(panel: Panel, number: int, *, top: float, width: int) -> tuple[list[s
     for tick, label in zip(x_ticks, x_labels, strict=True):
         x = frame.across(tick)
         parts.append(f'<path class="f" d="M{x:.1f} {top:.1f}v{panel.height:.1f}"/>')
+        x = min(x, width - 4.0 - 0.5 * LETTER * len(label))  # the last one stays on the picture
         parts.append(f'<text x="{x:.1f}" y="{bottom + 14:.1f}" text-anchor="middle">{label}</text>')
     parts.append(
         f'<clipPath id="k{number}"><rect x="{left:.1f}" y="{top:.1f}" width="{frame.width:.1f}" '

@@ -126,6 +126,15 @@ def test_the_ends_of_an_axis_can_be_fixed() -> None:
     assert {"0", "10"} <= set(words(text))
 
 
+def test_the_last_label_stays_on_the_picture() -> None:
+    began = 1_782_864_000.0
+    svg = ET.fromstring(chart([Panel([Line([began, began + 20 * 86_400], [0, 1])], clock=True)], width=600))
+    last = max(
+        float(e.attrib["x"]) for e in svg.iter(f"{SVG}text") if re.fullmatch(r"\d{4}-.*", e.text or "")
+    )
+    assert 500 < last < 600 - 3 * 10
+
+
 def test_a_long_legend_goes_on_in_the_next_row() -> None:
     lines = [Line([0, 1], [0, 1], f"a rather long name {n}", colour=n % 6) for n in range(12)]
     svg = ET.fromstring(chart([Panel(lines)], width=400))

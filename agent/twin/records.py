@@ -138,8 +138,8 @@ class Outcome:
 class Ask:
     """A request from outside the main loop. The doors (`agent.runtime.doors`) judge it, whoever sent it.
 
-    op: "write" (device, tag, value), "loop" (loop, mode and/or setpoint), "read" (tags), "whatif", "status", "relearn" (device); for
-    commissioning "holds" (url) and "ask" (one read of any unit).
+    op: "write" (device, tag, value), "loop" (loop, mode and/or setpoint), "read" (tags), "whatif", "status",
+    "relearn" (device); for commissioning "holds" (url) and "ask" (one read of any unit).
     `deadline` is monotonic: past it the request is refused, not done late.
     """
 
