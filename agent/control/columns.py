@@ -13,15 +13,18 @@ infinite where there is no limit."""
 LEAST_TRACKING = 0.2
 """Of TI: the shortest time in which the integral follows an output that is limited."""
 
-SHOWN, WISHED, FILTERED, BEFORE, LOAD, GAP, CLOCK, BASE, GOAL, SURPRISE, PASSED, ALONE, EARLIER = range(13)
-MEMORY = 13
+SHOWN, WISHED, FILTERED, BEFORE, LOAD, GAP, CLOCK, BASE, GOAL, SURPRISE, PASSED, ALONE, EARLIER, LACK = range(
+    14
+)
+MEMORY = 14
 """State of the predictive controller; the moves of the output follow from MEMORY on, the newest first.
 
 SHOWN as LAST_OUTPUT, WISHED as WANTED. FILTERED and BEFORE: the PV as filtered, now and an interval before. LOAD: what
 moves the PV beside the output. GAP: distance from the setpoint that is still forgiven after taking over. CLOCK: share
 of an interval that has passed. Moves and GOAL are outputs without feed-forward, as distances from BASE. SURPRISE: the
 PV less what was foretold for it at the last plan. PASSED: intervals in the last step; 0: the last plan was kept.
-ALONE and EARLIER: the PV as the moves alone would have it, without any correction, now and an interval before."""
+ALONE and EARLIER: the PV as the moves alone would have it, without any correction, now and an interval before. LACK:
+what limits and rate took from the last plan."""
 
 A1, A2, B1, B2, B3, DEAD, TRUST, DRIFT, APPROACH, LOWEST, HIGHEST, PACE, INTERVAL = range(13)
 DESIGN = 13

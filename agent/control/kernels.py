@@ -101,7 +101,7 @@ def predictive(
     pace = par[c.PACE] * par[c.INTERVAL]
     now, before, load, gap = state[c.FILTERED], state[c.BEFORE], state[c.LOAD], state[c.GAP]
     goal = min(max(state[c.GOAL], low), high)
-    wished, surprise = goal, state[c.SURPRISE]
+    wished, surprise = goal + state[c.LACK], state[c.SURPRISE]
     alone, earlier = state[c.ALONE], state[c.EARLIER]
     moves = np.empty(size)
     for i in range(size):
@@ -162,5 +162,6 @@ def predictive(
     state[c.MEMORY] = output - base
     state[c.FILTERED], state[c.BEFORE], state[c.LOAD], state[c.GAP] = now, before, load, gap
     state[c.CLOCK], state[c.GOAL], state[c.SURPRISE], state[c.PASSED] = clock, goal, surprise, float(passed)
-    state[c.SHOWN], state[c.WISHED], state[c.ALONE], state[c.EARLIER] = output, wished + base, alone, earlier
+    state[c.SHOWN], state[c.WISHED], state[c.LACK] = output, wished + base, wished - goal
+    state[c.ALONE], state[c.EARLIER] = alone, earlier
     return float(output)

@@ -56,7 +56,9 @@ def predictive(
     elapsed: float,
 ) -> float:
     """As `agent.control.kernels.predictive`."""
-    shown, _, now, before, load, gap, clock, base, goal, surprise, _, *alone = state[: c.MEMORY].tolist()
+    shown, _, now, before, load, gap, clock, base, goal, surprise, _, *alone, lack = state[
+        : c.MEMORY
+    ].tolist()
     a1, a2, b1, b2, b3, dead, trust, drift, approach, lowest, highest, rate, interval = par.tolist()
     numbers = (setpoint, pv, feed_forward, dt, elapsed)
     if not all(map(math.isfinite, numbers)) or dt <= 0.0 or elapsed < 0.0:
@@ -65,7 +67,8 @@ def predictive(
     passed = math.floor(clock + 0.5)
     base += feed_forward
     low, high = lowest - base, highest - base
-    goal = wished = min(max(goal, low), high)
+    goal = min(max(goal, low), high)
+    wished = goal + lack
     moves = state[c.MEMORY :].copy()
     if passed > 0:
         held = np.concatenate([np.full(passed - 1, moves[0]), moves])
@@ -96,7 +99,7 @@ def predictive(
     state[: c.MEMORY] = (
         *(output, wished + base, now, before, load, gap),
         *(clock - passed, state[c.BASE], goal, surprise, passed),
-        *alone,
+        *(*alone, wished - goal),
     )
     state[c.MEMORY :] = moves
     return float(output)

@@ -128,6 +128,15 @@ def test_a_fast_loop_on_a_slow_process_plans_seldom() -> None:
     assert plans == pytest.approx(2000 / plan.interval, abs=1)
 
 
+def test_a_loop_that_plans_seldom_is_limited_between_its_plans_too() -> None:
+    slow = ModelConfig(k=1.0, t1=600.0, delay=60.0)
+    controller = Mpc(design(slow, 1.0, limits=(0.0, 10.0)))
+    controller.take_over(0.0, 50.0, 0.0, 0.0)
+    seen = [(controller.step(50.0, 0.0, 0.0, 1.0, 1.0), controller.limited) for _ in range(400)]
+    assert {limited for out, limited in seen if out == 10.0} == {True}
+    assert not seen[0][1]
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_samples_that_are_late_or_lost_do_not_upset_it(offset: float) -> None:
     plan = design(LAGS, 1.0, limits=(-20.0, 20.0))
