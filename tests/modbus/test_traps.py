@@ -267,3 +267,22 @@ def test_bytes_that_are_no_modbus_are_told(scheme: str) -> None:
         assert is_good(await caller.read(20, 2))
 
     run(test, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "rtu+tcp"])
+def test_a_connection_that_is_closed_as_soon_as_the_answer_is_there(
+    scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What closes it runs while the reply is still being read."""
+
+    async def test(server: FaultServer, caller: Caller) -> None:
+        for address in range(0, 500, 10):
+            server.break_next(ON_RTU["garbage_after" if address % 20 else "twice"])
+            assert is_good(await caller.read(address, 10))
+            caller.link.close()
+        assert caller.wrong == caller.lost == []
+        assert (server.connections, server.most_live) == (50, 1)
+
+    with caplog.at_level(logging.INFO):
+        run(test, scheme)
+    assert caplog.records == []
