@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from agent.config.types import Device
@@ -52,10 +52,26 @@ class Chains:
         self._schedule = schedule
         self._lessons = lessons
         self._teller = teller
-        self.placements = {device.name: Placement(device) for device in devices}
-        self._of = {device.name: Walked(device) for device in devices if has_places(device)}
-        for name in self._of:
-            lessons.hold(name)
+        self.placements: dict[str, Placement] = {}
+        self._of: dict[str, Walked] = {}
+        for device in devices:
+            self._begin(device)
+
+    def _begin(self, device: Device) -> None:
+        self.placements[device.name] = Placement(device)
+        if has_places(device):
+            self._of[device.name] = Walked(device)
+            self._lessons.hold(device.name)
+
+    def change(self, devices: Sequence[Device], changed: Collection[str]) -> None:
+        """Other devices are on the line; of those in `changed` the chain is not known."""
+        stays = {device.name for device in devices}.difference(changed)
+        for name in self.placements.keys() - stays:
+            del self.placements[name]
+            self._of.pop(name, None)
+        for device in devices:
+            if device.name in changed:
+                self._begin(device)
 
     def wanted(self, name: str, now: float) -> bool:
         """True while a device is not read before its chain was walked (again)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,20 +55,38 @@ class Lessons:
         self._on_learnt = on_learnt
         self._held: set[str] = set()  # devices whose addresses are not sure
         self._besides: dict[str, tuple[Request, ...]] = {}
-        self.of: dict[str, Learner] = {
-            device.name: Learner(device, learnt.get(device.name, NOTHING_LEARNT)) for device in devices
-        }
-        self.silences = {name: Silence() for name in self.of}
+        self.of: dict[str, Learner] = {}
+        self.silences: dict[str, Silence] = {}
         self._wary_of: dict[str, Request] = {}  # device -> what was not answered when a hole was looked at
         self._holes: dict[str, Holes] = {}
-        for name, learner in self.of.items():
-            if learner.learnt != NOTHING_LEARNT and schedule.requests_of(name):
-                schedule.replace(name, learner.plan())
-            requests = schedule.requests_of(name)
-            planned = requests and set(requests) == set(learner.plan())
-            self._holes[name] = Holes(
-                learner.device, learner.learnt.trusted, learner.goal() if planned else requests
-            )
+        for device in devices:
+            self._begin(device, learnt.get(device.name, NOTHING_LEARNT))
+
+    def _begin(self, device: Device, learnt: Learnt) -> None:
+        name, schedule = device.name, self._schedule
+        learner = self.of[name] = Learner(device, learnt)
+        self.silences[name] = Silence()
+        if learner.learnt != NOTHING_LEARNT and schedule.requests_of(name):
+            schedule.replace(name, learner.plan())
+        requests = schedule.requests_of(name)
+        planned = requests and set(requests) == set(learner.plan())
+        self._holes[name] = Holes(
+            learner.device, learner.learnt.trusted, learner.goal() if planned else requests
+        )
+
+    def change(
+        self, devices: Sequence[Device], changed: Collection[str], learnt: Mapping[str, Learnt]
+    ) -> None:
+        """Other devices are on the line: of those in `changed` there is what is `learnt`, the others stay."""
+        stays = {device.name for device in devices}.difference(changed)
+        for name in self.of.keys() - stays:
+            for kept in (self.of, self.silences, self._wary_of, self._holes, self._besides):
+                kept.pop(name, None)
+            self._held.discard(name)
+        for device in devices:
+            if device.name in changed:
+                self._begin(device, learnt.get(device.name, NOTHING_LEARNT))
+        self.of = {device.name: self.of[device.name] for device in devices}
 
     def wanted_after(self, now: float) -> float:
         """When the next lesson comes up; inf: none. One that came up already waits for the line's spare time."""

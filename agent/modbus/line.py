@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from agent.config.types import Device, Url
@@ -24,14 +24,15 @@ from agent.modbus.guests import Guests, Heard
 from agent.modbus.jobs import Job, Jobs
 from agent.modbus.keeper import Connection, Keeper
 from agent.modbus.lessons import Lessons
-from agent.modbus.link import Link
+from agent.modbus.link import Link, link_settings
 from agent.modbus.meter import Meter
+from agent.modbus.pause import Pause
 from agent.modbus.plan import Learnt, Request
 from agent.modbus.replies import Reply as Reply
 from agent.modbus.replies import ScanDone as ScanDone
 from agent.modbus.replies import failed, reply_of
-from agent.modbus.report import device_status, meter_status, scans_status
-from agent.modbus.schedule import BUSY_RETRY, SHORTEST_TRY, Run, Schedule, Unit
+from agent.modbus.report import Report
+from agent.modbus.schedule import BUSY_RETRY, Run, Schedule, Unit
 from agent.modbus.sunspec import Placement
 from agent.modbus.teller import Teller
 from agent.runtime.clock import Clock
@@ -84,6 +85,7 @@ class Line:
         self._meter = Meter()
         self._wake = asyncio.Event()
         self._jobs = Jobs(added=self._wake.set)
+        self.pause = Pause(self._wake.set)
         self._closing = False
         self._rests = any(device.limits.close_after_poll for device in devices)
         connection = link or Link(
@@ -91,9 +93,7 @@ class Line:
             clock=clock,
             on_lost=self.lost,
             on_late=self.late,
-            accept=frozenset(word for device in devices for word in device.accept),
-            settle=max((device.limits.pause_after_connect for device in devices), default=0.0),
-            tls=devices[0].tls,
+            **link_settings(devices),
         )
         self._keeper = Keeper(
             connection, clock=clock, rng=rng, changed=self._wake.set, back=lambda: self._caller.back()
@@ -109,6 +109,7 @@ class Line:
             on_missed=lambda unit: self._chains.missed(unit, clock.mono()),
             on_gone=lambda: self._chains.gone(clock.mono()),
         )
+        self._report = Report(self._meter, self._keeper, self._schedule, self._lessons, self._chains)
         self._guests = Guests(
             url, self._schedule, self._keeper, self._meter, clock=clock, added=self._wake.set
         )
@@ -158,30 +159,15 @@ class Line:
 
     def status(self) -> dict[str, Any]:
         """This line's part of `edgetwin status --json`."""
-        now = self._clock.mono()
-        body = meter_status(self._meter, now)
-        body["state"] = self._keeper.state
-        body["devices"] = {
-            name: device_status(
-                unit, self._state_of(unit), self._lessons.of[name], self._chains.why(name), now
-            )
-            for name, unit in self._schedule.units.items()
-        }
-        return body
+        return self._report.status(self._clock.mono())
 
     def scans(self) -> dict[str, Any]:
         """What `status --json` says of this line's scans."""
-        return scans_status(self._schedule.scans)
+        return self._report.scans()
 
     def device_states(self) -> dict[str, str]:
         """Device -> ok, slow, silent, link or degraded (some of its addresses are refused)."""
-        return {name: self._state_of(unit) for name, unit in self._schedule.units.items()}
-
-    def _state_of(self, unit: Unit) -> str:
-        if self._keeper.state == "down" or self._keeper.hopeless:
-            return "link"
-        lacks = self._lessons.of[unit.name].learnt.refused or self._chains.why(unit.name)
-        return "degraded" if unit.state == "ok" and lacks else unit.state
+        return self._report.device_states()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -190,9 +176,14 @@ class Line:
         try:
             await self._first_attempt()
             self._schedule.start(self._clock.mono())
+            self.pause.turning = True
             while not self._closing:
-                await self._step()
+                if self.pause.wanted:
+                    await self.pause.stand()
+                else:
+                    await self._step()
         finally:
+            self.pause.over()
             await self._keeper.close()
             self._fail_jobs("the line was closed")
 
@@ -203,17 +194,34 @@ class Line:
         await self._keeper.close()
         self._fail_jobs("the line was closed")
 
+    def takes(self, devices: Sequence[Device]) -> bool:
+        """Whether other devices can share the connection that there is; False for none at all."""
+        return bool(devices) and link_settings(devices) == link_settings(tuple(self.devices.values()))
+
+    def change(
+        self,
+        devices: Sequence[Device],
+        changed: Collection[str],
+        plans: Mapping[str, tuple[Request, ...]],
+        learnt: Mapping[str, Learnt],
+    ) -> None:
+        """Takes other devices while it is held; those in `changed` begin anew, the others go on as they were."""
+        for name in self.devices.keys() & changed | self.devices.keys() - {device.name for device in devices}:
+            self._jobs.moved(name, f"the configuration of {name} has changed: ask again")
+        self.devices = {device.name: device for device in devices}
+        self._rests = any(device.limits.close_after_poll for device in devices)
+        self._schedule.change(devices, changed, plans, self._clock.mono())
+        self._teller.change(tuple(self.devices), changed)
+        self._lessons.change(devices, changed, learnt)
+        self._chains.change(devices, changed)
+
     async def _first_attempt(self) -> None:
-        self._keeper.keep()
-        while (
-            self._keeper.attempts
-            and not self._keeper.usable
-            and not self._keeper.failures
-            and not self._closing
-        ):
-            await self._sleep_until(self._keeper.wake_at)
+        keeper = self._keeper
+        keeper.keep()
+        while keeper.attempts and not (keeper.usable or keeper.failures or self._closing):
+            await self._sleep_until(keeper.wake_at)
         self._tell_link()
-        if self._keeper.failures or not self._schedule.scans:
+        if keeper.failures or not self._schedule.scans:
             self.tried = True
 
     async def _step(self) -> None:
@@ -459,15 +467,8 @@ class Line:
         if self._keeper.hopeless:
             self._jobs.fail(self._keeper.words)
             self._guests.fail(self._keeper.words)
-        return self._jobs.take(now, lambda device: self._may(self._schedule.units[device], now))
-
-    def _may(self, unit: Unit, now: float) -> bool:
-        """A silent or slow unit must not hold up the others, not even for a write."""
-        if not self._keeper.usable or unit.ready_at > now:
-            return False
-        if not unit.demoted and unit.state == "ok":
-            return True
-        return self._schedule.slack(unit.name, now) >= max(SHORTEST_TRY, min(unit.slowest, unit.patience))
+        usable = self._keeper.usable
+        return self._jobs.take(now, lambda device: usable and self._schedule.may_ask(device, now))
 
     def _fail_jobs(self, words: str) -> None:
         self._jobs.fail(words, close=self._closing)

@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 import termios
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pymodbus.transport import CommParams
 from pymodbus.transport.serialtransport import SerialTransport
 from serial.tools import list_ports
 
-from agent.config.types import TlsConfig, Url
+from agent.config.types import Device, TlsConfig, Url
 from agent.modbus import secure
 from agent.modbus.asks import LOOPBACK, READS, WRITE_COIL, Answer, Ask, ask
 from agent.modbus.faults import LinkFault
@@ -49,6 +49,15 @@ LOOKUP_PATIENCE = 0.3
 """Seconds for the name service when the address of last time is still known."""
 RESOLVERS = concurrent.futures.ThreadPoolExecutor(4, "resolve")
 """Threads of its own: a dead name service must not hold up the others' work."""
+
+
+def link_settings(devices: Sequence[Device]) -> dict[str, Any]:
+    """What a connection depends on beside its url: the keyword arguments of `Link`. At least one device."""
+    return {
+        "accept": frozenset(word for device in devices for word in device.accept),
+        "settle": max(device.limits.pause_after_connect for device in devices),
+        "tls": devices[0].tls,
+    }
 
 
 class Link:

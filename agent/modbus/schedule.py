@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -177,26 +177,13 @@ class Schedule:
         *,
         rng: random.Random,
     ) -> None:
-        self.units = {
-            device.name: Unit(
-                device.name,
-                device.unit,
-                device.timeout,
-                device.retry.first,
-                device.retry.max,
-                device.limits.pause,
-            )
-            for device in devices
-        }
+        self.units = {device.name: _unit(device) for device in devices}
         self.scans: list[Scan] = []
-        offset = rng.random()
+        self._offset = rng.random()
+        self._began: float | None = None
         for position, device in enumerate(devices):
-            by_period: dict[float, list[Request]] = {}
-            for request in plans.get(device.name, ()):
-                by_period.setdefault(request.every, []).append(request)
-            for every, requests in by_period.items():
-                phase = (position + offset) / len(devices) * min(every, SPREAD)
-                self.scans.append(Scan(device.name, every, requests, phase))
+            phase = (position + self._offset) / len(devices)
+            self.scans += _scans(device.name, plans.get(device.name, ()), phase)
         self.active: list[Run] = []
         self.owed: dict[Request, float] = {}  # -> not before
         self._heap: list[tuple[float, int]] = []
@@ -250,6 +237,15 @@ class Schedule:
         if any(run.scan.device != device and self._ordinary(run.scan.device) for run in self.active):
             return 0.0
         return self.next_due(besides=device) - now - MARGIN
+
+    def may_ask(self, device: str, now: float) -> bool:
+        """A silent or slow unit must not hold up the others, not even for a write."""
+        unit = self.units[device]
+        if unit.ready_at > now:
+            return False
+        if not unit.demoted and unit.state == "ok":
+            return True
+        return self.slack(unit.name, now) >= max(SHORTEST_TRY, min(unit.slowest, unit.patience))
 
     def pick_slow(self, now: float) -> tuple[Run, float] | None:
         """(pass of a slow unit, its time limit) that fits into the line's spare time now."""
@@ -344,15 +340,68 @@ class Schedule:
 
     def start(self, now: float) -> None:
         """Begins every grid anew, and with it all that is under way."""
+        self._began = now
         for scan in self.scans:
             scan.first = now + scan.phase
             scan.k = 0
         self.active.clear()
         self.owed.clear()
+        self._heap_up()
+
+    def _heap_up(self) -> None:
         self._heap = [(scan.due, index) for index, scan in enumerate(self.scans)]
         heapq.heapify(self._heap)
+
+    def change(
+        self,
+        devices: Sequence[Device],
+        changed: Collection[str],
+        plans: Mapping[str, Iterable[Request]],
+        now: float,
+    ) -> None:
+        """Other devices: those in `changed` are read by their `plans`, the others stay on their grids.
+
+        A period that a changed device had before keeps its grid; what of it was under way is dropped.
+        """
+        self.units = {
+            device.name: _unit(device) if device.name in changed else self.units[device.name]
+            for device in devices
+        }
+        before, self.scans = self.scans, []
+        for position, device in enumerate(devices):
+            mine = [scan for scan in before if scan.device == device.name]
+            if device.name not in changed:
+                self.scans += mine
+                continue
+            for scan in _scans(
+                device.name, plans.get(device.name, ()), (position + self._offset) / len(devices)
+            ):
+                old = next((one for one in mine if one.every == scan.every), None)
+                if old is not None:
+                    old.requests, scan = scan.requests, old
+                elif self._began is not None:
+                    scan.first = now + scan.phase
+                self.scans.append(scan)
+        stays = {device.name for device in devices}.difference(changed)
+        self.active = [run for run in self.active if run.scan.device in stays]
+        self.owed = {request: at for request, at in self.owed.items() if request.device in stays}
+        if self._began is not None:
+            self._heap_up()
 
     def finish(self, run: Run) -> None:
         """Takes a pass off the list."""
         self.active.remove(run)
         run.scan.done += 1
+
+
+def _unit(device: Device) -> Unit:
+    retry = device.retry
+    return Unit(device.name, device.unit, device.timeout, retry.first, retry.max, device.limits.pause)
+
+
+def _scans(device: str, requests: Iterable[Request], phase: float) -> list[Scan]:
+    """One scan for each period; `phase` is a share of the period, or of SPREAD."""
+    by_period: dict[float, list[Request]] = {}
+    for request in requests:
+        by_period.setdefault(request.every, []).append(request)
+    return [Scan(device, every, mine, phase * min(every, SPREAD)) for every, mine in by_period.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from agent.config.types import Table
@@ -24,21 +24,30 @@ class Teller:
         self._states: dict[str, State] = dict.fromkeys(devices, "ok")
         self._lacking: dict[str, str] = {}  # device -> what was told of its SunSpec chain
 
+    def change(self, devices: Sequence[str], changed: Collection[str]) -> None:
+        """Other devices are on the line; of the `changed` ones nothing has been told yet."""
+        self._devices = devices
+        self._states = {name: "ok" if name in changed else self._states.get(name, "ok") for name in devices}
+        for name in changed:
+            self._lacking.pop(name, None)
+        if self.down:
+            self._link("raised", "no connection", [name for name in devices if name in changed])
+
     def link_down(self, words: str) -> None:
         """An attempt to connect failed."""
         if not self.down:
             self.down = True
-            self._link("raised", words)
+            self._link("raised", words, self._devices)
 
     def link_up(self, words: str) -> None:
         """A good reply came."""
         if self.down:
             self.down = False
-            self._link("cleared", words)
+            self._link("cleared", words, self._devices)
 
-    def _link(self, state: Literal["raised", "cleared"], words: str) -> None:
+    def _link(self, state: Literal["raised", "cleared"], words: str, devices: Sequence[str]) -> None:
         now = self._clock.mono()
-        for name in self._devices:
+        for name in devices:
             self._on_event(Event(name, "link_down", "warning", state, f"{name}: {words}", now, alarm=True))
 
     def is_news(self, name: str, state: State) -> bool:

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -60,12 +60,11 @@ class Plant:
         on_event: Callable[[Event], None],
     ) -> None:
         self.config = config
-        self._ended: dict[str, float] = {}  # device -> when a scan of it ended last
+        self._ended = dict.fromkeys(config.devices, clock.mono())  # device -> when a scan of it ended last
         self._state_dir = state_dir
         self._clock = clock
         self._sink = sink
         self._on_event = on_event
-        self._begin(config.devices)
         self.learnt = state.load_learnt(config, state.load_json(state_dir, state.LEARNT))
         self._lay_out(state.load_json(state_dir, state.COUNTERS))
         self._build_predictor()
@@ -104,15 +103,14 @@ class Plant:
         self._forecast_rows = np.array([self.layout.row[key] for key in keys], dtype=np.int64)
         self.health = None if self.predictor is None else Health(self.config, keys, self.predictor)
 
+    def _plan(self, device: Device) -> tuple[Request, ...]:
+        return plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT), cautious=True)
+
     def _line(self, devices: tuple[Device, ...]) -> Line:
-        plans: dict[str, tuple[Request, ...]] = {
-            device.name: plan_device(device, self.learnt.get(device.name, NOTHING_LEARNT), cautious=True)
-            for device in devices
-        }
         return Line(
             devices[0].url,
             devices,
-            plans,
+            {device.name: self._plan(device) for device in devices},
             clock=self._clock,
             on_reply=lambda request, reply: self.pipeline.on_reply(request, reply),
             on_scan=self._on_scan,
@@ -259,34 +257,54 @@ class Plant:
 
         Returns the names of the loops that ended.
 
-        Loops that go, or cannot go on, reach their stop value first. Then lines whose devices changed are closed. The
-        rest is one step of the main loop: no reading falls between the old and the new.
+        Loops that go, or cannot go on, reach their stop value first. Lines whose devices changed stand still between
+        two requests, or are closed where the connection itself is another. The rest is one step of the main loop: no
+        reading falls between the old and the new.
         """
         ended = await self.loops.end_for(config)
         wanted = by_url(config)
-        gone = [line for line in self.lines if tuple(line.devices.values()) != wanted.get(line.url.text)]
-        await asyncio.gather(*(line.close() for line in gone))
-        before = self.config
-        self.config = config
-        self._begin(config.devices.keys() - before.devices.keys() | changed_devices(before, config))
+        gone = [line for line in self.lines if not line.takes(wanted.get(line.url.text, ()))]
+        held = [
+            line
+            for line in self.lines
+            if line not in gone and tuple(line.devices.values()) != wanted[line.url.text]
+        ]
+        await asyncio.gather(*(line.close() for line in gone), *(line.pause.hold() for line in held))
+        try:
+            new = self._switch(config, wanted, gone, held)
+        finally:
+            for line in held:
+                line.pause.release()
+        for line in new:
+            start(line)
+        return ended
+
+    def _switch(
+        self,
+        config: Config,
+        wanted: Mapping[str, tuple[Device, ...]],
+        gone: Sequence[Line],
+        held: Sequence[Line],
+    ) -> list[Line]:
+        """From one configuration to the next at once; returns the lines that are new and do not run yet."""
+        before, self.config = self.config, config
+        changed = {name for name, device in config.devices.items() if before.devices.get(name) != device}
+        self._ended |= dict.fromkeys(changed, self._clock.mono())
         if (before.devices, before.predict, before.health) != (config.devices, config.predict, config.health):
             self._change_tables(before)
         kept = {line.url.text: line for line in self.lines if line not in gone}
         new = [self._line(devices) for url, devices in wanted.items() if url not in kept]
         made = {line.url.text: line for line in new} | kept
         self.lines = [made[url] for url in wanted]
+        for line in held:
+            devices = wanted[line.url.text]
+            line.change(devices, changed, {one.name: self._plan(one) for one in devices}, self.learnt)
         self.writer.change(config, self.twin, self.line_of)
         self.loops.change(config, self.twin)
         pipeline = self._make_pipeline()
         pipeline.values_read, pipeline.values_bad = self.pipeline.values_read, self.pipeline.values_bad
         self.pipeline = pipeline
-        for line in new:
-            start(line)
-        return ended
-
-    def _begin(self, devices: Iterable[str]) -> None:
-        now = self._clock.mono()
-        self._ended |= dict.fromkeys(devices, now)
+        return new
 
     def _change_tables(self, before: Config) -> None:
         """Tables and models for the new configuration; what both have goes on with its values."""

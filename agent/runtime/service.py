@@ -206,7 +206,7 @@ class Service:
         return problems
 
     def healthy(self) -> bool:
-        """True while scans end, loops tick and the cloud thread lives. A dead PLC or broker is a problem, no ill health."""
+        """True while scans end, loops tick and the cloud thread lives; a dead PLC or broker is another problem."""
         return self._hung() is None
 
     def _hung(self) -> str | None:
@@ -229,8 +229,9 @@ class Service:
         touched = changes(before, config)
         gone = changed_devices(before, config)
         self.config = self.doors.config = config
+        self._clear_alarms(before, devices=gone)
         ended = await self.plant.change(config, self._start_line)
-        self._clear_alarms(before, gone, ended)
+        self._clear_alarms(before, loops=ended)
         if any(getattr(before, part) != getattr(config, part) for part in CLOUD_PARTS):
             await self._replace_cloud()
         else:
@@ -240,7 +241,9 @@ class Service:
         self._take_snapshot()
         return touched
 
-    def _clear_alarms(self, before: Config, devices: Collection[str], loops: Collection[str]) -> None:
+    def _clear_alarms(
+        self, before: Config, *, devices: Collection[str] = (), loops: Collection[str] = ()
+    ) -> None:
         """What was raised by something that is no more, or starts anew; it is raised again where it still holds."""
         for (device, _), event in list(self._alarms.items()):
             of_loop = LOOP_ALARM.fullmatch(event.name)

@@ -95,8 +95,14 @@ def test_loops_take_parameters_while_they_run(rig: Rig) -> None:
 
 PAGE = f'page: {{listen: "127.0.0.1:{free_port()}"}}'
 CASES = {
-    "a tag moved": ("holding: 0", "holding: 5", {"line", "loop"}),
-    "a tag came": ("t: {holding: 0}", "t: {holding: 0}\n      v: {holding: 7}", {"line"}),
+    "a tag moved": ("holding: 0", "holding: 5", {"loop"}),
+    "a tag came": ("t: {holding: 0}", "t: {holding: 0}\n      v: {holding: 7}", set()),
+    "another address": ("tcp://127.0.0.1:1", "tcp://127.0.0.1:3", {"line", "loop"}),
+    "another pause": (
+        "on_loss: hold",
+        "on_loss: hold\n    limits: {pause_after_connect: 1s}",
+        {"line", "loop"},
+    ),
     "another name of a loop": ("oven:", "kiln:", {"loop"}),
     "another period of a loop": ("setpoint: 50", "every: 5s, setpoint: 50", {"loop"}),
     "another name of the gateway": ("gateway: line7", "gateway: line8", {"cloud"}),
