@@ -20,15 +20,16 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import bus_time
 import numpy as np
 from plain_server import serving
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.client.mixin import ModbusClientMixin
-from pymodbus.framer import FramerRTU
+from pymodbus.framer import FramerRTU, FramerType
 
 from agent import kernelcache
 from agent.config.types import Device, Tag, Url
@@ -79,8 +80,8 @@ int main(int argc, char **argv)
 """
 
 
-def url_of(port: int) -> Url:
-    return Url(f"tcp://127.0.0.1:{port}", "tcp", "127.0.0.1", port)
+def url_of(port: int, scheme: Literal["tcp", "rtu+tcp"] = "tcp") -> Url:
+    return Url(f"{scheme}://127.0.0.1:{port}", scheme, "127.0.0.1", port)
 
 
 # -- the cost of a request --------------------------------------------------------------------------------------
@@ -96,18 +97,18 @@ async def timed(request: Callable[[], Awaitable[object]], count: int) -> Figures
     return count / wall, cpu / count * 1e6
 
 
-async def link(port: int, count: int) -> Figures:
+async def link(port: int, count: int, scheme: Literal["tcp", "rtu+tcp"] = "tcp") -> Figures:
     """agent.modbus.link.Link: each reply checked, its bytes handed on."""
-    one = Link(url_of(port), clock=SystemClock(), on_lost=print, on_late=print)
+    one = Link(url_of(port, scheme), clock=SystemClock(), on_lost=print, on_late=print)
     await one.connect(2.0)
     figures = await timed(lambda: one.transact(1, 3, BODY, timeout=1.0, within=1.0), count)
     one.close()
     return figures
 
 
-async def stock(port: int, count: int) -> Figures:
+async def stock(port: int, count: int, framer: FramerType = FramerType.SOCKET) -> Figures:
     """pymodbus's own client, as it is shipped."""
-    one = AsyncModbusTcpClient("127.0.0.1", port=port, timeout=1.0)
+    one = AsyncModbusTcpClient("127.0.0.1", port=port, framer=framer, timeout=1.0)
     await one.connect()
     figures = await timed(lambda: one.read_holding_registers(ADDRESS, count=COUNT, device_id=1), count)
     one.close()
@@ -183,34 +184,58 @@ def requests(count: int, rounds: int, *, apart: bool) -> None:
     Clients and server share one core, or have one each with `apart`. Then most of the time goes into waking up the
     other core, which in a virtual machine costs every client alike 15 to 25 us.
     """
-    found: dict[str, list[Figures]] = {}
     cores = sorted(os.sched_getaffinity(0))
     if apart and len(cores) < 2:
         raise SystemExit("--apart needs two cores")
-    os.sched_setaffinity(0, {cores[-1] if apart else cores[0]})  # the server's
-    with tempfile.TemporaryDirectory() as folder, serving() as port:
+    os.sched_setaffinity(0, {cores[-1] if apart else cores[0]})  # the servers'
+    with tempfile.TemporaryDirectory() as folder, serving() as port, serving(rtu=True) as rtu:
         os.sched_setaffinity(0, {cores[0]})
         client = libmodbus(Path(folder))
-        for _ in range(rounds):
-            for name, run in (("pymodbus async", stock), ("Link", link), ("Line (scheduler and all)", line)):
-                found.setdefault(name, []).append(asyncio.run(run(port, count)))
-            found.setdefault("bare blocking socket", []).append(bare(port, count))
-            if client is not None:
-                printed = subprocess.run(
-                    [str(client), str(port), str(count)], check=True, capture_output=True, text=True
-                ).stdout.split()
-                found.setdefault("libmodbus (C)", []).append((float(printed[0]), float(printed[1])))
-    where = "client and server on a core of their own" if apart else "client and server on one core"
-    print(f"One request for {COUNT} registers, one connection, {where}, median of {rounds} turns of {count}:")
+        tcp: dict[str, Callable[[], Figures]] = {
+            "pymodbus async": lambda: asyncio.run(stock(port, count)),
+            "Link": lambda: asyncio.run(link(port, count)),
+            "Line (scheduler and all)": lambda: asyncio.run(line(port, count)),
+            "bare blocking socket": lambda: bare(port, count),
+        }
+        if client is not None:
+            tcp["libmodbus (C)"] = lambda: in_c(client, port, count)
+        where = "client and server on a core of their own" if apart else "client and server on one core"
+        print(
+            f"One request for {COUNT} registers, one connection, {where}, median of {rounds} turns of {count}:"
+        )
+        compare(tcp, rounds)
+        if client is None:
+            print("  libmodbus (C): not measured, gcc or libmodbus's pkg-config file is missing")
+        print("In RTU frames over TCP:")
+        compare(
+            {
+                "pymodbus async": lambda: asyncio.run(stock(rtu, count, FramerType.RTU)),
+                "Link": lambda: asyncio.run(link(rtu, count, "rtu+tcp")),
+            },
+            rounds,
+        )
+
+
+def in_c(client: Path, port: int, count: int) -> Figures:
+    """libmodbus's figures."""
+    command = [str(client), str(port), str(count)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(printed[0]), float(printed[1])
+
+
+def compare(clients: Mapping[str, Callable[[], Figures]], rounds: int) -> None:
+    """Prints the medians of each, and of its CPU beside the first one's."""
+    found: dict[str, list[Figures]] = {name: [] for name in clients}
+    for _ in range(rounds):
+        for name, run in clients.items():
+            found[name].append(run())
     print(f"  {'client':26} {'requests/s':>10} {'CPU us':>8} {'x pymodbus':>11}")
-    stock_cpu = [cpu for _, cpu in found["pymodbus async"]]
+    first = [cpu for _, cpu in next(iter(found.values()))]
     for name, figures in found.items():
         rate, cpu = (statistics.median(column) for column in zip(*figures))
         # turn by turn: what else the machine does meanwhile hits neighbours alike
-        ratio = statistics.median(cpu / base for (_, cpu), base in zip(figures, stock_cpu))
+        ratio = statistics.median(cpu / base for (_, cpu), base in zip(figures, first))
         print(f"  {name:26} {rate:10.0f} {cpu:8.1f} {ratio:11.2f}")
-    if client is None:
-        print("  libmodbus (C): not measured, gcc or libmodbus's pkg-config file is missing")
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 It runs as a process of its own, so that the time that it takes is not counted as a client's; it ends with its parent.
 
-    python benchmarks/plain_server.py [--silent UNIT ...] [--slow UNIT=SECONDS ...]      prints the port that it took
+    python benchmarks/plain_server.py [--rtu] [--silent UNIT ...] [--slow UNIT=SECONDS ...]
+
+prints the port that it took. With --rtu it speaks RTU frames, and is neither silent nor slow.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ REGISTERS = b"".join(struct.pack(">H", address) for address in range(65_536))
 
 
 @contextlib.contextmanager
-def serving(silent: Sequence[int] = (), slow: Mapping[int, float] | None = None) -> Iterator[int]:
+def serving(
+    silent: Sequence[int] = (), slow: Mapping[int, float] | None = None, *, rtu: bool = False
+) -> Iterator[int]:
     """Starts the server; yields its port."""
-    command = [sys.executable, str(Path(__file__)), "--silent", *map(str, silent)]
+    command = [sys.executable, str(Path(__file__)), *(["--rtu"] if rtu else [])]
+    command += ["--silent", *map(str, silent)]
     command += ["--slow", *(f"{unit}={seconds}" for unit, seconds in (slow or {}).items())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -56,18 +61,44 @@ def serve(connection: socket.socket, silent: set[int], slow: dict[int, float]) -
                 connection.sendall(reply)
 
 
+def serve_rtu(connection: socket.socket) -> None:
+    """Answers one connection in RTU frames until its end."""
+    known: dict[bytes, bytes] = {}
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while request := connection.recv(8, socket.MSG_WAITALL):
+        if request not in known:
+            address, count = struct.unpack(">HH", request[2:6])
+            body = request[:2] + bytes((2 * count,)) + REGISTERS[2 * address : 2 * (address + count)]
+            known[request] = body + crc(body)
+        connection.sendall(known[request])
+
+
+def crc(data: bytes) -> bytes:
+    """The CRC of Modbus over serial line, low byte first."""
+    value = 0xFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ 0xA001 if value & 1 else value >> 1
+    return struct.pack("<H", value)
+
+
 def _send(connection: socket.socket, reply: bytes) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(reply)
 
 
-def _serve(connection: socket.socket, silent: set[int], slow: dict[int, float]) -> None:
+def _serve(connection: socket.socket, rtu: bool, silent: set[int], slow: dict[int, float]) -> None:
     with connection, contextlib.suppress(OSError):
-        serve(connection, silent, slow)
+        if rtu:
+            serve_rtu(connection)
+        else:
+            serve(connection, silent, slow)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rtu", action="store_true")
     parser.add_argument("--silent", nargs="*", type=int, default=[])
     parser.add_argument("--slow", nargs="*", default=[])
     args = parser.parse_args()
@@ -78,7 +109,8 @@ def main() -> None:
 
     def accept() -> None:
         while True:
-            threading.Thread(target=_serve, args=(listening.accept()[0], silent, slow), daemon=True).start()
+            here = listening.accept()[0]
+            threading.Thread(target=_serve, args=(here, args.rtu, silent, slow), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     sys.stdin.read()
