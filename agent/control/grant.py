@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from agent.config.types import Config, ControllerConfig, LoopConfig, ModelConfig
-from agent.control.compare import Plan, plan, score, simulate, with_gains
+from agent.control.compare import Plan, Run, plan, score, simulate, with_gains
 from agent.control.design import Design, design, interval_of
 from agent.control.gains import simc
 from agent.control.mpc import Mpc
@@ -23,9 +24,8 @@ NOISE = 0.05
 """Standard deviation of the PV over the step that is simulated, half a percent of the range, where none is known."""
 MOST_TRAVEL = 2.0
 """Times the way that the output goes under the PID."""
-DEARER = 2.0
-DEAREST = 300.0
-"""Steps of the move penalty, and where that ends."""
+PENALTIES = (1.0, 4.0, 16.0, 64.0)
+"""Of a move: tried where the first makes the loop fragile or the output restless."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +84,40 @@ def _grant(config: LoopConfig, period: float) -> Grant:
     if model.grade == "poor":
         return Grant(None, pid, "the model's grade is poor", runs.noise)
     under_pid = simulate(Pid(with_gains(config, gains), runs.period), model, runs)
-    most = MOST_TRAVEL * float(np.abs(np.diff(under_pid.out)).sum())
-    least = math.inf
-    for slow in (False, True) if model.grade == "good" else (True,):
-        found, worst = _judge(model, period, runs, slow=slow, most=most)
-        if found is not None:
-            return Grant(found, pid, None, runs.noise)
-        least = min(least, worst)
+    most = MOST_TRAVEL * _travel(under_pid)
+    found, least = _choice(config, model, period, runs, most)
+    if found is not None:
+        return Grant(found, pid, None, runs.noise)
     why = f"its error would grow {least:.2f} times with a model that is 30 % wrong, more than {FRAGILE:g}"
     if math.isinf(least):
         why = f"the output would move more than {MOST_TRAVEL:g} times as much as under the PID"
     return Grant(None, pid, why, runs.noise)
 
 
-def _judge(
-    model: ModelConfig, period: float, runs: Plan, *, slow: bool, most: float
+def _choice(
+    config: LoopConfig, model: ModelConfig, period: float, runs: Plan, most: float
 ) -> tuple[Design | None, float]:
-    """(the design with the cheapest moves that passes, the least growth of the error by a wrong model seen)."""
-    rate = math.inf if runs.loop.rate is None else runs.loop.rate
-    penalty, least = 1.0, math.inf
-    while penalty <= DEAREST:
-        found = design(model, period, limits=runs.loop.limits, rate=rate, slow=slow, penalty=penalty)
+    """(the design that is wanted if it passes, else of those that pass the one with the least error; how fragile)."""
+    speeds = (False, True) if model.grade == "good" else (True,)
+    best: tuple[float, Design | None] = (math.inf, None)
+    least = math.inf
+    for slow, penalty in itertools.product(speeds, PENALTIES):
+        found = _design(config, model, period, slow=slow, penalty=penalty)
+        if _travel(simulate(Mpc(found), model, runs)) > most:
+            continue
         scores = score("", functools.partial(Mpc, found), model, runs)
-        if scores.travel <= most:
-            least = min(least, scores.worst)
-            if scores.worst <= FRAGILE:
-                return found, least
-        penalty *= DEARER
-    return None, least
+        least = min(least, scores.worst)
+        if scores.worst <= FRAGILE:
+            best = min(best, (scores.iae_setpoint + scores.iae_load, found), key=lambda one: one[0])
+            if (slow, penalty) == (speeds[0], PENALTIES[0]):
+                break
+    return best[1], least
+
+
+def _design(config: LoopConfig, model: ModelConfig, period: float, *, slow: bool, penalty: float) -> Design:
+    rate = math.inf if config.rate is None else config.rate
+    return design(model, period, limits=config.limits, rate=rate, slow=slow, penalty=penalty)
+
+
+def _travel(run: Run) -> float:
+    return float(np.abs(np.diff(run.out)).sum())
