@@ -20,8 +20,8 @@ from agent.twin.records import Event
 HELD_FOR = 60.0
 """Seconds until a device's batches are tried again after the broker refused one (an ACL, a quota)."""
 REST = 2.0
-"""Seconds after a reconnect in which batches wait: a broker that was away has lost its subscribers too, and without a
-persistent session what is sent before they are back would never reach them."""
+"""Seconds in which batches wait after a connection that was lost before, or could not be opened: a broker that was away
+has lost its subscribers too, and without a persistent session what is sent before they are back never reaches them."""
 RANGES_KEPT = 100
 """Resends that may wait; more are refused."""
 
@@ -60,18 +60,18 @@ class Sender:
     _page: deque[Batch] = field(default_factory=deque)
     _parts: deque[tuple[str, bytes, Any]] = field(default_factory=deque)
     _told: set[str] = field(default_factory=set)
-    _connections: int = 0
+    _was_away: bool = False
     _rest_until: float = 0.0
 
     def connected(self) -> None:
         """A new connection: refusals are told anew."""
         self._told.clear()
-        self._connections += 1
-        if self._connections > 1:
+        if self._was_away:
             self._rest_until = self.mono() + REST
 
     def lost(self, tokens: list[Any], now: float) -> None:
-        """The link is gone; `tokens` were under way."""
+        """The link is gone, or could not be opened; `tokens` were under way."""
+        self._was_away = True
         self.store.disconnected(now)
         self.publisher.disconnected([token for token in tokens if isinstance(token, Out)])
         self._page.clear()

@@ -147,3 +147,65 @@ def test_one_of_twenty_devices_changes(tmp_path: Path, broker: Mosquitto, lines:
             assert after["scans"][scan]["done"] > before["scans"][scan]["done"], device
             assert after["scans"][scan]["overruns"] <= before["scans"][scan]["overruns"] + 1, device
     assert before["boot"] == after["boot"]
+
+
+def retained(port: int) -> dict[str, bytes]:
+    """Topic -> what a newcomer is given."""
+    with Reader(port) as reader:
+        found: dict[str, bytes] = {}
+        reader._client.on_message = lambda _c, _u, one: found.update({one.topic: bytes(one.payload)})
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            time.sleep(0.05)
+    return {topic.removeprefix("edgetwin/v1/line7/"): body for topic, body in found.items()}
+
+
+def test_devices_come_and_go_and_the_link_changes_while_readings_go_on(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    plcs = Plcs(4)
+    urls = [f"tcp://127.0.0.1:{port}" for port in plcs.ports]
+    text = configuration(tmp_path, broker.port, urls[:3])
+    agent = Agent(tmp_path, text)
+    try:
+        with Reader(broker.port) as reader:
+            reader.until(
+                lambda: len({device for device, _, _ in reader.books.have}) == 3, 60, "three devices"
+            )
+            assert {"meta/plc2", "twin/plc2"} <= retained(broker.port).keys()
+            sockets = Counter(plcs.connections)
+            without = configuration(tmp_path, broker.port, urls[:2])
+            agent.reload(without)
+            reader.until(lambda: "meta/plc2" not in retained(broker.port), 20, "plc2 is cleared")
+            known = retained(broker.port).keys()
+            assert not [topic for topic in known if topic.endswith("/plc2")]
+            assert {"meta/plc0", "twin/plc0", "meta/plc1"} <= known
+            other = configuration(tmp_path, broker.port, urls[:2] + urls[3:]).replace(
+                "batch: 400ms", "batch: 1s"
+            )
+            agent.reload(other)  # another device, and another link
+            broker.stop()
+            agent.reload(other.replace("batch: 1s", "batch: 600ms"))  # another link while there is no broker
+            time.sleep(1.0)
+            broker.start()
+            last = max(seq for device, _, seq in reader.books.have if device == "plc0")
+            reader.until(
+                lambda: (
+                    max(seq for device, _, seq in reader.books.have if device == "plc0") > last + 4
+                    and sum(device == "plc2" for device, _, _ in reader.books.have) >= 3
+                ),
+                60,
+                "readings after all of it",
+            )
+            reader.listen(2.5)
+            books = reader.books
+            status = agent.status()
+    finally:
+        agent.end()
+        plcs.close()
+    assert plcs.connections == sockets + Counter({plcs.ports[3]: 1})
+    assert status["boot"] and status["outbox"]["dropped"] == 0
+    assert books.gaps == set()
+    for device in ("plc0", "plc1", "plc2"):
+        seqs = sorted(seq for name, _, seq in books.have if name == device)
+        assert seqs == list(range(1, len(seqs) + 1)), device
