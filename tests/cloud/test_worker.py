@@ -258,8 +258,8 @@ def test_an_alarm_is_retained_while_it_is_raised(mosquitto: Mosquitto, tmp_path:
             ear.wait_for("alarm/press1/overheat")
             agent.cloud.put(alarm("cleared", agent.clock.mono()))
             ear.wait(lambda: cleared(ear, "alarm/press1/silent"), "the alarm to be cleared")
-                states = [one.body["state"] for one in ear.of("event") if one.body]
-                assert states[-1] == "cleared"  # those before the ear was there are not retained
+        states = [one.body["state"] for one in ear.of("event") if one.body]
+        assert states[-1] == "cleared"  # those before the ear was there are not retained
     with Agent(make_config(mosquitto.url), tmp_path) as agent, Ear(mosquitto.url) as ear:
         # the other one is not raised any more after the start, and nobody will clear it but the start itself
         ear.wait(lambda: cleared(ear, "alarm/press1/overheat"), "the old alarm to be cleared")
