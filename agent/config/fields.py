@@ -112,7 +112,7 @@ MQTT = _section(
         "cert": _key(FILE, None, "the agent's own certificate (PEM)"),
         "key": _key(FILE, None, "the key of cert (PEM)"),
         "keepalive": _key(COUNTING, "15s", "MQTT keep alive"),
-        "batch": _key(COUNTING, "1s", "readings per message; 10s saves most of the traffic"),
+        "batch": _key(COUNTING, "1s", "readings per message; 10s halves the messages; compress: all saves the bytes"),
         "twin_every": _key(COUNTING, "5s", "the retained twin at most this often"),
         "forecast_every": _key(COUNTING, "30s", "the retained forecast at most this often"),
         "full_every": _key(COUNTING, "60s", "state and twins at least this often"),
