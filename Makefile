@@ -15,7 +15,7 @@ test: $(STAMP)
 
 # The tests of outages in their long form: minutes instead of seconds.
 soak: $(STAMP)
-	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py $(ARGS)
+	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py tests/cloud/test_random_faults.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
