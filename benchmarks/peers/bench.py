@@ -1,0 +1,122 @@
+"""Edgetwin beside the tools that its users know, each with the same work in one run, as a Markdown table.
+
+    make bench-peers                                   # all of it: about an hour; ARGS="--quick" takes a few minutes
+    .venv/bin/python benchmarks/peers/bench.py --peers edgetwin,modpoll --only small,hole --seconds 30
+
+Each tool is installed into a folder of its own under --work, and runs alone against a simulated PLC in a process of its
+own (2 ms an answer) and a mosquitto on loopback. What cannot be had here is skipped, in words. Polls are counted by the
+PLC, readings are known by a counter that it serves. `--again` installs anew, and measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from edgetwin import Edgetwin, Plain  # noqa: E402
+from load import large, small  # noqa: E402
+from peer import Peer, Unavailable  # noqa: E402
+from table import table  # noqa: E402
+
+Scenario = Callable[[Peer, Path, float], dict[str, str]]
+
+SCENARIOS: dict[str, Scenario] = {"small": small, "large": large}
+PEERS: dict[str, type[Peer]] = {"edgetwin": Edgetwin, "plain": Plain}
+INSTALL = "install"
+SECONDS, QUICK = 60.0, 10.0
+
+
+def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
+    """The rows of the installation; what was measured when it was made is kept beside it. Raises Unavailable."""
+    kept = peer.folder / "installed.json"
+    if again or not kept.exists() or not peer.ready():
+        peer.folder.mkdir(parents=True, exist_ok=True)
+        say(key, INSTALL)
+        done = peer.install()
+        rows = {
+            "install: s; commands; files to write": f"{done.seconds:.0f}; {done.commands}; {peer.files}",
+            "install: MB on disk": f"{done.size / 1e6:.0f}",
+        }
+        kept.write_text(json.dumps(rows), encoding="utf-8")
+    rows = json.loads(kept.read_text(encoding="utf-8"))
+    assert isinstance(rows, dict)
+    return rows
+
+
+def measured(scenario: Scenario, peer: Peer, folder: Path, seconds: float) -> dict[str, str] | str:
+    """The rows, or why there are none."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return scenario(peer, folder, seconds)
+    except (Unavailable, TimeoutError) as error:
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+
+
+def say(*words: object) -> None:
+    print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
+
+
+def names(text: str, known: Sequence[str]) -> list[str]:
+    """The names of a comma-separated list. Raises ArgumentTypeError for one that is not known."""
+    chosen = text.split(",") if text else list(known)
+    for one in chosen:
+        if one not in known:
+            raise argparse.ArgumentTypeError(f"{one!r} is none of {', '.join(known)}")
+    return chosen
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--peers", type=lambda text: names(text, list(PEERS)), default=list(PEERS))
+    parser.add_argument("--only", type=lambda text: names(text, list(SCENARIOS)), default=list(SCENARIOS))
+    parser.add_argument("--seconds", type=float, help="of each measurement of load; 60 unless given")
+    parser.add_argument("--quick", action="store_true", help="short measurements, Edgetwin and two others")
+    parser.add_argument("--again", action="store_true", help="install anew")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "peers")
+    parser.add_argument("--out", type=Path, help="the table; build/peers/table.md unless given")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    seconds = args.seconds or (QUICK if args.quick else SECONDS)
+    args.work.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, str]] = {}
+    for key in args.peers:
+        peer = PEERS[key](args.work.resolve() / key)
+        try:
+            rows = results[peer.name] = dict(installed(key, peer, args.again))
+        except Unavailable as error:
+            say(key, "skipped:", error)
+            results[peer.name] = {"install: s; commands; files to write": f"not here: {error}"}
+            continue
+        for name in args.only:
+            begin = time.monotonic()
+            found = measured(SCENARIOS[name], peer, args.work.resolve() / "runs" / key / name, seconds)
+            rows |= found if isinstance(found, dict) else {f"{name}: not measured": found}
+            say(key, name, f"{time.monotonic() - begin:.0f} s", json.dumps(found, ensure_ascii=False))
+            (args.work / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    head = (
+        f"{platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {seconds:g} s"
+    )
+    text = f"Python {head}.\n\n{table(results)}"
+    (args.out or args.work / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
