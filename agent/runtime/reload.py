@@ -62,6 +62,10 @@ class Reload:
         except SecretProblem as problem:
             self._refuse([str(problem)])
             return
+        except Exception:
+            log.exception("the reload failed half way; this is a fault of the program; it starts anew")
+            self._service.give_up()
+            return
         log.info("reloaded: %s", ", ".join(touched) or "nothing that shows")
         if "state_dir" in touched:
             log.warning("state_dir is taken when the service is started anew; until then it is the old one")

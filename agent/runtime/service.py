@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -58,6 +59,7 @@ class Service:
         self._held: list[Row | Snapshot | Event | Superseded | Reconfigured] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = 0
+        self._changing = asyncio.Lock()
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._build()
 
@@ -223,9 +225,13 @@ class Service:
 
         Raises SecretProblem, with nothing changed, where a secret of the new one cannot be read.
         """
-        before = self.config
         for secret in secrets_of(config):
             reveal(secret)
+        async with self._changing:
+            return await self._change(config)
+
+    async def _change(self, config: Config) -> list[str]:
+        before = self.config
         touched = changes(before, config)
         gone = changed_devices(before, config)
         self.config = self.doors.config = config
@@ -294,7 +300,14 @@ class Service:
             await stop.wait()
             return self._failed
         finally:
+            with contextlib.suppress(TimeoutError):  # a change under way has to come to its end first
+                await asyncio.wait_for(self._changing.acquire(), STOP_CLOUD)
             await self._end()
+
+    def give_up(self) -> None:
+        """Ends the run with status 1, for systemd to start it anew: after a fault that left it half changed."""
+        self._failed = 1
+        self._stop.set()
 
     def _start_line(self, line: Line) -> None:
         self._start(line.url.text, line.run)
@@ -308,8 +321,7 @@ class Service:
         """A line that was closed ends; a task that failed too often ends everything."""
         self._tasks.discard(task)
         if not task.cancelled() and isinstance(task.exception(), TooManyFaults):
-            self._failed = 1
-            self._stop.set()
+            self.give_up()
 
     async def _tell_ready(self) -> None:
         """READY once each line has been tried: an answer or a fault, not success."""

@@ -175,3 +175,13 @@ def test_nothing_changed(rig: Rig) -> None:
     pipeline = rig.service.plant.pipeline
     rig.change("kp: 2", "kp: 2.0")
     assert rig.service.plant.pipeline is pipeline
+
+
+def test_a_fault_half_way_ends_the_run_for_systemd_to_start_it_anew(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.service._stop = asyncio.Event()
+    monkeypatch.setattr(rig.service.plant.writer, "change", lambda *_: 1 / 0)
+    rig.change("kp: 2", "kp: 5")
+    assert rig.service._stop.is_set() and rig.service._failed == 1
+    assert "the reload failed half way" in caplog.text
