@@ -30,6 +30,7 @@ COMMANDS = {
     "replay": "run history through the models and scores of the agent",
     "relearn": "set the reference of a device's health score anew",
     "tune": "identify a loop's process from recorded data and find its gains",
+    "whatif": "foretell what a loop would do with another setpoint or a load",
     "status": "ask the running agent how it is",
     "watch": "the central side: show live twins, count what is lost, doubled or out of order",
     "warm": "compile the kernels into the cache",

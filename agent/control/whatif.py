@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.config.types import LoopConfig, ModelConfig
+from agent.config.types import Config, LoopConfig, ModelConfig
 from agent.control.gains import reduced
 from agent.control.loop import START_SCANS, Loop
 from agent.control.process import Process, resting_output
@@ -102,6 +102,17 @@ class Foretold:
     controller: str
     grade: str
     notes: tuple[str, ...]
+
+
+def hardware_of(config: Config, loop: LoopConfig) -> Hardware:
+    """What the configuration says of the loop's PV and output."""
+    out = config.tag(loop.out)
+    exact = out.type.startswith("float") or out.scale_from is not None
+    return Hardware(
+        period=max(loop.every, config.tag(loop.pv).every),
+        quantum=0.0 if exact else float(abs(out.scale)),
+        min_interval=0.0 if out.write is None else out.write.min_interval,
+    )
 
 
 def model_of(loop: LoopConfig) -> ModelConfig:
