@@ -115,8 +115,8 @@ def warm() -> list[tuple[str, float]]:
     Returns the kernels' names and seconds each took. Raises nothing for a machine's faults: see `problems`.
     """
     package = Path(__file__).parent
-    for path in sorted(package.glob("*/kernels.py")):
-        importlib.import_module(f"{package.name}.{path.parent.name}.kernels")
+    for path in sorted(package.rglob("kernels.py")):
+        importlib.import_module(".".join(path.relative_to(package.parent).with_suffix("").parts))
     seal()
     return list(_loader.timings)
 

@@ -75,6 +75,52 @@ AT_HIGH = 15
 MOVES = 16  # health: changes seen while learning
 HEALTH = 17
 
+DEVICE = 0  # setting of a watched tag: index of its device, -1 where nobody scores it
+WARMUP = 1  # samples of its commissioning
+EVERY = 2  # keep each so many-th of them
+SEASONS = 3  # 1: its reference follows its values
+RANGE_LOW = 4
+RANGE_HIGH = 5
+CURRENT = 6  # 1: a 4-20 mA signal
+SETTINGS = 7
+
+STUCK, LOW_END, HIGH_END, CURRENT_FAILURE, CURRENT_LIMIT = range(5)
+RULES = 5
+READY = RULES  # mark of a tag: commissioning complete; the marks of its rules stand before it
+MARKS = RULES + 1
+BEGINS, ENDS = 1, 2  # of a rule
+
+LOGIT = 0  # watched now: what the score is made of; NaN where there is none
+Z = 1
+UNSEEN = 2  # 1 until the first sample in this process
+STORED = 3  # samples kept of a commissioning
+SINCE = 4  # since when each rule is met, s; NaN where it is not
+RAISED = SINCE + RULES  # 1 where its event is raised
+WATCH = RAISED + RULES
+
+OPEN, COMPLETE, TURNED = 1, 2, 4
+"""What a scan brought: tags still in commissioning; some that completed it; rules that began or ended to hold."""
+
+RATE = 0.1  # of the smoothed parts
+SPREAD_RATE = 0.002
+SEASON_RATE = 5e-4
+"""Of a slow reference: a change is half forgotten after some 1400 samples."""
+PART_CLIP = 8.0
+FLOOR = 0.05
+MOVES_WANTED = 10
+"""Changes that a tag must have shown before its commissioning ends; one that never moves teaches nothing."""
+LOGIT_CLIP = 50.0
+STUCK_TIMES = 5.0
+"""A sensor counts as stuck after so many times the longest still run seen while it was commissioned."""
+STUCK_LEAST = 30.0
+"""But never after fewer samples than this."""
+DELAY = 3.0
+"""Seconds that a signal must be out of its limits."""
+AT_END_USUAL = 0.01
+"""Share of commissioning spent at an end of the range above which that end is normal for the tag."""
+NE43_LOW, NE43_LEAST, NE43_MOST, NE43_HIGH = 3.6, 3.8, 20.5, 21.0
+"""mA: failure at and below the first and at and above the last; valid from the second to the third (NAMUR NE 43)."""
+
 FORGET = 0.998  # of the least squares
 PRIOR = 10.0  # weight of the prior "nothing changes", re-injected at each step
 PRIOR_INPUT = (

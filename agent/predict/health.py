@@ -15,31 +15,25 @@ import json
 import math
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.config.types import Config, HealthConfig
+from agent.kernelcache import choose
 from agent.predict import columns as c
 from agent.predict.predictor import Predictor
 from agent.predict.rules import Rules
 from agent.predict.saved import StateDamaged, seal, unseal
+from agent.predict.watching import kernels, reference
 from agent.twin.records import Event, HealthView, Key
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 KIND, VERSION = "commissioning", 1
-RATE = 0.1  # of the smoothed parts
-SPREAD_RATE = 0.002
-SEASON_RATE = 5e-4
-"""Of a slow reference: a change is half forgotten after some 1400 samples."""
-CLIP = 8.0
-FLOOR = 0.05
-MOVES_WANTED = 10
-"""Changes that a tag must have shown before its commissioning ends; one that never moves teaches nothing."""
 WINDOW = 1000
 """Samples kept while learning; a longer commissioning keeps every second, third, ... of them."""
 REACH_LEAST = 1.5
@@ -50,7 +44,6 @@ FREEZES = 10
 HYSTERESIS = 0.1
 CAUSES = 5
 LOG_99 = math.log(99.0)
-LOGIT_CLIP = 50.0
 
 
 @dataclass
@@ -66,15 +59,6 @@ class _Device:
     raised: bool = False
 
 
-@dataclass
-class _Learning:
-    """What is kept of each tag until its reference is frozen: level, value and fast part of up to WINDOW samples."""
-
-    every: Ints  # keep each so many-th sample
-    kept: Ints
-    window: Floats = field(repr=False)  # (tags, WINDOW at most, 3)
-
-
 class Health:
     """Scores of the devices that `config.health` names; where it names none, of all that have predicted tags.
 
@@ -86,8 +70,8 @@ class Health:
         self._predictor = predictor
         self._keys = tuple(keys)
         self._devices: list[_Device] = []
-        self._device_of = np.full(len(self._keys), -1, dtype=np.int64)
-        self._warmup = np.full(len(self._keys), 0, dtype=np.int64)
+        self._settings = np.zeros((len(self._keys), c.SETTINGS))
+        self._settings[:, c.DEVICE] = -1.0
         for name in dict.fromkeys(device for device, _ in self._keys):
             mine = {tag: slot for slot, (device, tag) in enumerate(self._keys) if device == name}
             setting = config.health.get(name)
@@ -97,17 +81,25 @@ class Health:
                 setting = HealthConfig(tags=tuple(mine))
             slots = np.array([mine[tag] for tag in setting.tags if tag in mine], dtype=np.int64)
             if slots.size:
-                self._device_of[slots] = len(self._devices)
-                self._warmup[slots] = max(setting.warmup, 2 * MOVES_WANTED)
+                warmup = max(setting.warmup, 2 * c.MOVES_WANTED)
+                self._settings[slots, c.DEVICE] = len(self._devices)
+                self._settings[slots, c.WARMUP] = warmup
+                self._settings[slots, c.EVERY] = max(1, -(-warmup // WINDOW))
+                self._settings[slots, c.SEASONS] = setting.reference == "slow"
                 self._devices.append(_Device(name, setting, slots))
-        self._slow = np.zeros(len(self._keys), dtype=bool)
-        for one in self._devices:
-            self._slow[one.slots] = one.config.reference == "slow"
-        self._unseen = np.ones(len(self._keys), dtype=bool)
-        self._logit = np.full(len(self._keys), np.nan)
-        self._z = np.full(len(self._keys), np.nan)
-        self._learning: _Learning | None = self._empty()
+        self._of_name = {one.name: one for one in self._devices}
+        self._watch = np.zeros((len(self._keys), c.WATCH))
+        self._watch[:, c.UNSEEN] = 1.0
+        self._watch[:, [c.LOGIT, c.Z, *range(c.SINCE, c.RAISED)]] = np.nan
+        self._logit, self._z = self._watch[:, c.LOGIT], self._watch[:, c.Z]  # views
+        self._marks = np.zeros((len(self._keys), c.MARKS), dtype=np.uint8)
+        self._window = self._empty()
         self._rules = Rules(config, self._keys)
+        self._settings[:, c.RANGE_LOW : c.CURRENT + 1] = self._rules.settings
+        self._worst = np.empty(2)
+        self._take = choose(kernels.take, reference.take)
+        self._judge = choose(kernels.judge, reference.judge)
+        self._find_worst = choose(kernels.worst, reference.worst)
 
     def update(self, slots: Ints, value: Floats, t: float, *, weigh: bool = True) -> list[Event]:
         """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns events.
@@ -115,27 +107,27 @@ class Health:
         A missing sample says nothing of health: its tag has no score until the next one. weigh: False where more tags
         of the same scan follow, and `weigh` after them.
         """
-        watched = self._device_of[slots] >= 0
-        real = watched & np.isfinite(value) & (np.abs(value) <= c.HUGE)
-        self._logit[slots[watched & ~real]] = np.nan
-        touched = np.unique(self._device_of[slots[watched]])
-        slots, value = slots[real], value[real]
-        if slots.size:
-            columns = self._predictor.state.health
-            self._begin(columns, slots, value)
-            self._move(columns, slots, value)
-            if self._learning is not None:
-                self._learn(columns, slots, value, self._learning)
-            self._judge(columns, slots)
-        events = self._rules.update(self._predictor.state.health, slots, value, t)
-        for index in touched if weigh else ():
-            events += self._weigh(self._devices[index], t)
+        rows = np.ascontiguousarray(slots, dtype=np.int64)
+        values = np.ascontiguousarray(value, dtype=np.float64)
+        state, t = self._predictor.state, float(t)
+        watching = (state.health, self._settings, self._watch)
+        found = self._take(rows, values, t, state.scalars, *watching, self._window, self._marks, FREEZES)
+        if found & c.COMPLETE:
+            ready = self._marks[rows, c.READY] != 0
+            self._freeze(rows[ready])
+            found |= self._judge(rows[ready], values[ready], t, *watching, self._marks)
+        events = self._told(rows, values, t) if found & c.TURNED else []
+        if not found & c.OPEN and self._window.size:
+            self._close()
+        for index in np.unique(self._settings[rows, c.DEVICE]).astype(int) if weigh else ():
+            if index >= 0:
+                events += self._weigh(self._devices[index], t)
         return events
 
     def weigh(self, device: str, t: float) -> list[Event]:
         """A device's score from its tags' as they stand at time t (s), and its alarm."""
-        found = (one for one in self._devices if one.name == device)
-        return [event for one in found for event in self._weigh(one, t)]
+        found = self._of_name.get(device)
+        return [] if found is None else self._weigh(found, t)
 
     def views(self) -> Mapping[str, HealthView]:
         """Every device's score, its tags' scores and the tags that pull it down most."""
@@ -171,37 +163,34 @@ class Health:
 
         An alarm that it had raised is cleared: it was measured by a reference that is no more.
         """
-        one = next((one for one in self._devices if one.name == device), None)
+        one = self._of_name.get(device)
         if one is None:
             return None
         self._predictor.state.health[one.slots] = np.nan
-        self._unseen[one.slots] = True
+        self._watch[one.slots, c.UNSEEN] = 1.0
+        self._watch[one.slots, c.STORED] = 0.0
         self._logit[one.slots] = np.nan
-        if self._learning is None:
-            self._learning = self._empty()
-        self._learning.kept[one.slots] = 0
+        if not self._window.size:
+            self._window = self._empty()
         cleared = [self._turn(one, t, f"{device} is commissioned anew")] if one.raised else []
         one.score, one.causes, one.since = None, (), None
         return cleared
 
     def warmup(self, device: str) -> int:
         """Samples of each tag that a device's commissioning takes at least."""
-        return max(
-            (int(self._warmup[one.slots].max()) for one in self._devices if one.name == device), default=0
-        )
+        one = self._of_name.get(device)
+        return 0 if one is None else int(self._settings[one.slots, c.WARMUP].max())
 
     def save(self) -> bytes:
         """Commissionings that are not finished, in an envelope; finished ones are saved with the models."""
         tags: list[list[Any]] = []
         rows: list[bytes] = []
-        learning, columns = self._learning, self._predictor.state.health
-        for slot in np.flatnonzero(~self._unseen & (columns[:, c.LEARNT] == 0.0)) if learning else ():
-            assert learning is not None
-            kept = int(learning.kept[slot])
-            part = learning.window[slot, : min(kept, learning.window.shape[1])]
-            tags.append(
-                [*self._keys[slot], int(self._warmup[slot]), columns[slot, c.SAMPLES], kept, len(part)]
-            )
+        columns, longest = self._predictor.state.health, self._window.shape[1]
+        open_ = (self._watch[:, c.UNSEEN] == 0.0) & (columns[:, c.LEARNT] == 0.0)
+        for slot in np.flatnonzero(open_) if longest else ():
+            kept, warmup = int(self._watch[slot, c.STORED]), int(self._settings[slot, c.WARMUP])
+            part = self._window[slot, : min(kept, longest)]
+            tags.append([*self._keys[slot], warmup, columns[slot, c.SAMPLES], kept, len(part)])
             rows.append(np.ascontiguousarray(part).tobytes())
         head = json.dumps({"longest": self._longest(), "tags": tags}).encode()
         return seal(KIND, VERSION, struct.pack("<I", len(head)) + head + b"".join(rows))
@@ -231,25 +220,21 @@ class Health:
 
     def _resume(self, key: Key, warmup: int, samples: float, kept: int, part: Floats) -> bool:
         slot = self._keys.index(key) if key in self._keys else -1
-        learning = self._learning
-        if slot < 0 or learning is None or self._warmup[slot] != warmup:
+        if slot < 0 or not self._window.size or self._settings[slot, c.WARMUP] != warmup:
             return False
         if self._predictor.state.health[slot, [c.SAMPLES, c.LEARNT]].tolist() != [samples, 0.0]:
             return False
-        learning.window[slot, : len(part)] = part
-        learning.kept[slot] = kept
-        self._unseen[slot] = False
+        self._window[slot, : len(part)] = part
+        self._watch[slot, c.STORED] = kept
+        self._watch[slot, c.UNSEEN] = 0.0
         return True
 
     def _longest(self) -> int:
-        return int(min(self._warmup.max(initial=1), WINDOW))
+        return int(min(self._settings[:, c.WARMUP].max(initial=1), WINDOW))
 
-    def _empty(self) -> _Learning:
-        return _Learning(
-            every=np.maximum(1, -(-self._warmup // WINDOW)),
-            kept=np.zeros(len(self._keys), dtype=np.int64),
-            window=np.empty((len(self._keys), self._longest(), 3)),
-        )
+    def _empty(self) -> Floats:
+        """What is kept of each tag until its reference is frozen: level, value and fast part of its samples."""
+        return np.empty((len(self._keys), self._longest(), 3))
 
     def go_on(self, before: Health, devices: Collection[str]) -> None:
         """Alarms stay raised, and scores stand, of the devices that are watched as in one before this one.
@@ -268,95 +253,57 @@ class Health:
             (slot, slots[key]) for slot, key in enumerate(self._keys) if key in slots and key[0] in devices
         ]
         here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        self._logit[here], self._z[here] = before._logit[there], before._z[there]
-        self._rules.go_on(before._rules, here, there)
+        for column in (c.LOGIT, c.Z, *range(c.SINCE, c.WATCH)):
+            self._watch[here, column] = before._watch[there, column]
 
-    def _begin(self, columns: Floats, slots: Ints, value: Floats) -> None:
-        """The first sample of each tag in this process: goes on where it was learnt, else starts its commissioning."""
-        new = self._unseen[slots]
-        if new.any():
-            self._unseen[slots] = False
-            new &= columns[slots, c.LEARNT] != 1.0
-            columns[slots[new]] = 0.0
-            columns[slots[new], c.LEVEL] = columns[slots[new], c.LAST] = value[new]
+    def _freeze(self, slots: Ints) -> None:
+        """Ends the commissioning of tags that `take` marked."""
+        self._marks[slots, c.READY] = 0
+        for slot in slots:
+            count = min(int(self._watch[slot, c.STORED]), self._window.shape[1])
+            freeze(self._predictor.state.health[slot], self._window[slot, :count])
 
-    def _move(self, columns: Floats, slots: Ints, value: Floats) -> None:
-        """Both parts of each tag, one sample on."""
-        h = columns[slots]
-        h[:, c.SAMPLES] += 1.0
-        size = np.abs(self._predictor.innovation(slots))
-        known = np.isfinite(size)
-        spread = h[:, c.SPREAD]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            z = np.where(
-                spread > 0.0, np.minimum(size / (1.25 * spread), CLIP), np.where(size > 0.0, CLIP, 0.0)
-            )
-            early = h[:, c.SAMPLES] <= 30.0
-            clipped = np.where(early, size, np.minimum(size, 4.0 * np.maximum(spread, c.TINY)))
-        # A spread frozen with the reference would call every later change of noise a fault for ever; it goes on slowly.
-        moved = spread + np.maximum(1.0 / h[:, c.SAMPLES], SPREAD_RATE) * (clipped - spread)
-        h[:, c.SPREAD] = np.where(known, moved, spread)
-        h[:, c.FAST_PART] += np.where(known, RATE * (z - h[:, c.FAST_PART]), 0.0)
-        h[:, c.LEVEL] += RATE * (value - h[:, c.LEVEL])
-        still = value == h[:, c.LAST]
-        h[:, c.STILL] = np.where(still, h[:, c.STILL] + 1.0, 0.0)
-        h[:, c.LAST] = value
-        learning = h[:, c.LEARNT] == 0.0
-        h[:, c.MOVES] += learning & ~still
-        h[:, c.LONGEST_STILL] = np.where(
-            learning, np.maximum(h[:, c.LONGEST_STILL], h[:, c.STILL]), h[:, c.LONGEST_STILL]
-        )
-        slow = self._slow[slots] & (h[:, c.LEARNT] == 1.0)
-        if slow.any():
-            _follow(h, slow, value)
-        columns[slots] = h
+    def _close(self) -> None:
+        """Frees the windows where no watched tag is in commissioning any more."""
+        watched = self._settings[:, c.DEVICE] >= 0.0
+        if np.all(self._predictor.state.health[watched, c.LEARNT] == 1.0):
+            self._window = np.empty((0, 0, 3))
 
-    def _learn(self, columns: Floats, slots: Ints, value: Floats, learning: _Learning) -> None:
-        open_ = columns[slots, c.LEARNT] == 0.0
-        if not open_.any():
-            if np.all(columns[self._device_of >= 0, c.LEARNT] == 1.0):
-                self._learning = None  # frees the windows
-            return
-        slots, value = slots[open_], value[open_]
-        samples = columns[slots, c.SAMPLES].astype(np.int64)
-        due = samples % learning.every[slots] == 0
-        chosen = slots[due]
-        place = learning.kept[chosen] % learning.window.shape[1]
-        learning.window[chosen, place, 0] = columns[chosen, c.LEVEL]
-        learning.window[chosen, place, 1] = value[due]
-        learning.window[chosen, place, 2] = columns[chosen, c.FAST_PART]
-        learning.kept[chosen] += 1
-        ready = (samples >= self._warmup[slots]) & (columns[slots, c.MOVES] >= MOVES_WANTED)
-        for slot in slots[ready][:FREEZES]:
-            count = min(int(learning.kept[slot]), learning.window.shape[1])
-            freeze(columns[slot], learning.window[slot, :count])
-
-    def _judge(self, columns: Floats, slots: Ints) -> None:
-        slots = slots[columns[slots, c.LEARNT] == 1.0]
-        h = columns[slots]
-        self._z[slots] = anomaly(h[:, c.FAST_PART], h[:, c.LEVEL], h)
-        logit = h[:, c.GAIN] * self._z[slots] + h[:, c.BIAS]
-        self._logit[slots] = np.clip(logit, -LOGIT_CLIP, LOGIT_CLIP)
+    def _told(self, rows: Ints, values: Floats, t: float) -> list[Event]:
+        """The events of the rules that were marked."""
+        marks = self._marks[rows, : c.RULES]
+        self._marks[rows, : c.RULES] = 0
+        health = self._predictor.state.health
+        return [
+            self._rules.event(rule, rows[i], float(values[i]), health[rows[i]], t, begins=mark == c.BEGINS)
+            for mark in (c.BEGINS, c.ENDS)
+            for rule, i in zip(*np.equal(marks.T, mark).nonzero(), strict=True)
+        ]
 
     def _weigh(self, device: _Device, t: float) -> list[Event]:
         """The device's score from its tags', and its alarm."""
-        logits = self._logit[device.slots]
-        known = np.isfinite(logits)
-        if not known.any():
+        known = self._find_worst(device.slots, self._watch, self._worst)
+        if not known:
             device.score, device.since = None, None
             return []
+        logit, z = self._worst.tolist()
         if device.config.calibrate is not None:
             a, b = device.config.calibrate
-            worst = a * float(np.max(self._z[device.slots][known])) + b
+            worst = a * z + b
         else:
-            worst = float(np.max(logits[known])) - math.log(int(known.sum()))
-        device.score = float(_score(np.array([worst]))[0])
-        order = np.argsort(-np.where(known, logits, -np.inf), kind="stable")[:CAUSES]
-        low = [i for i in order if known[i] and logits[i] > 0.0] or [int(order[0])]
-        device.causes = (
-            tuple(self._keys[device.slots[i]][1] for i in low) if device.score < device.config.alarm else ()
-        )
+            worst = logit - math.log(known)
+        worst = min(max(worst, -c.LOGIT_CLIP), c.LOGIT_CLIP)
+        device.score = 1.0 - 1.0 / (1.0 + math.exp(-worst))
+        device.causes = self._causes(device) if device.score < device.config.alarm else ()
         return self._alarm(device, t)
+
+    def _causes(self, device: _Device) -> tuple[str, ...]:
+        """The tags that pull a device's score down most, the worst first."""
+        logits = self._logit[device.slots]
+        known = np.isfinite(logits)
+        order = np.argsort(-np.where(known, logits, -np.inf), kind="stable")[:CAUSES]
+        low = [i for i in order if known[i] and logits[i] > 0.0] or [order[0]]
+        return tuple(self._keys[device.slots[i]][1] for i in low)
 
     def _alarm(self, device: _Device, t: float) -> list[Event]:
         """Raised after `hold` seconds under the limit, cleared after as long above limit and hysteresis."""
@@ -395,22 +342,6 @@ class Health:
         )
 
 
-def anomaly(fast: Floats, level: Floats, reference: Floats) -> Floats:
-    """z of the two parts against frozen references (rows of health columns), shape as `fast`."""
-    with np.errstate(over="ignore"):
-        slow = np.abs(level - reference[..., c.REF_LEVEL]) / (1.25 * reference[..., c.REF_SPREAD])
-        worst = np.maximum(fast / reference[..., c.REF_FAST], slow / reference[..., c.REF_SLOW])
-        return np.asarray(np.log(FLOOR + np.minimum(worst, 1e12)), dtype=np.float64)
-
-
-def _follow(h: Floats, chosen: NDArray[np.bool_], value: Floats) -> None:
-    """Lets the reference of the chosen rows follow their values, outliers clipped."""
-    spread = h[chosen, c.REF_SPREAD]
-    off = np.clip(value[chosen] - h[chosen, c.REF_LEVEL], -CLIP * spread, CLIP * spread)
-    h[chosen, c.REF_LEVEL] += SEASON_RATE * off
-    h[chosen, c.REF_SPREAD] = np.maximum(spread + SEASON_RATE * (np.abs(off) - spread), c.TINY)
-
-
 def freeze(row: Floats, window: Floats) -> None:
     """Ends a tag's commissioning: reference, medians and the two-quantile logistic from its window (samples, 3)."""
     skip = len(window) // 8  # the models themselves were only starting
@@ -420,7 +351,7 @@ def freeze(row: Floats, window: Floats) -> None:
     row[c.REF_FAST] = max(float(np.median(fast)), 1e-3)
     slow = np.abs(level - row[c.REF_LEVEL]) / (1.25 * row[c.REF_SPREAD])
     row[c.REF_SLOW] = max(float(np.median(slow)), 1e-3)
-    z = anomaly(fast, level, row)
+    z = reference.anomaly(fast, level, row)
     middle, high = np.quantile(z, [0.5, 0.995])
     row[c.GAIN] = LOG_99 / max(high - middle, REACH_LEAST)
     row[c.BIAS] = -row[c.GAIN] * max(high, middle + REACH_LEAST)
@@ -429,4 +360,6 @@ def freeze(row: Floats, window: Floats) -> None:
 
 def _score(logit: Floats) -> Floats:
     """1 - 1 / (1 + exp(-logit)); NaN stays NaN."""
-    return np.asarray(1.0 - 1.0 / (1.0 + np.exp(-np.clip(logit, -LOGIT_CLIP, LOGIT_CLIP))), dtype=np.float64)
+    return np.asarray(
+        1.0 - 1.0 / (1.0 + np.exp(-np.clip(logit, -c.LOGIT_CLIP, c.LOGIT_CLIP))), dtype=np.float64
+    )

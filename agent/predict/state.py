@@ -29,7 +29,7 @@ class State:
     errors: Floats  # (tags, horizons, columns.JUDGED): discounted absolute errors
     band: Floats  # (tags, horizons, columns.INTERVAL)
     inputs: Floats  # (tags, inputs, columns.X_STATE)
-    health: Floats  # (tags, columns.HEALTH): see agent.predict.health; no kernel touches it
+    health: Floats  # (tags, columns.HEALTH): see agent.predict.health
 
 
 def fresh(tags: int, *, order: int, horizon: tuple[int, ...], inputs: int) -> State:
