@@ -24,15 +24,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from collectd import Collectd  # noqa: E402
 from edgetwin import Edgetwin, Plain  # noqa: E402
 from load import large, small  # noqa: E402
+from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
 from peer import Peer, Unavailable  # noqa: E402
 from table import table  # noqa: E402
 
 Scenario = Callable[[Peer, Path, float], dict[str, str]]
 
 SCENARIOS: dict[str, Scenario] = {"small": small, "large": large}
-PEERS: dict[str, type[Peer]] = {"edgetwin": Edgetwin, "plain": Plain}
+PEERS: dict[str, type[Peer]] = {
+    "edgetwin": Edgetwin,
+    "plain": Plain,
+    "modpoll": Modpoll,
+    "collectd": Collectd,
+    "modpoll2mqtt": Modpoll2mqtt,
+}
 INSTALL = "install"
 SECONDS, QUICK = 60.0, 10.0
 
