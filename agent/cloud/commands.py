@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.cloud.payload import ZLIB_MARK, decode
+from agent.config.scalars import Wrong, duration
 from agent.config.types import CommandsConfig, Config
 from agent.twin.records import Ask, Key, Plain
 
@@ -164,11 +165,24 @@ def _loop_ask(command: Command, deadline: float) -> Ask:
         setpoint = number(setpoint)
     if command.op == "loop" and mode is None and setpoint is None:
         raise Refused("give mode or setpoint")
-    extra = {"for": body["for"]} if "for" in body else {}
+    extra: dict[str, float] = {}
+    if command.op == "whatif":
+        if body.get("for") is not None:
+            extra["for"] = _seconds(body["for"])
+        if body.get("load") is not None:
+            extra["load"] = number(body["load"], "load")
     return Ask(command.op, "cmd", deadline, command.by, loop=loop, mode=mode, setpoint=setpoint, extra=extra)
 
 
-def number(value: object) -> float:
+def _seconds(value: object) -> float:
+    """A duration as the configuration has them, or seconds. Raises Refused."""
+    try:
+        return duration(value) if isinstance(value, str) else number(value)
+    except (Wrong, Refused):
+        raise Refused("for must be a duration, as 10m, or seconds") from None
+
+
+def number(value: object, what: str = "setpoint") -> float:
     """A finite JSON number. Raises Refused."""
     if (
         isinstance(value, bool)
@@ -176,7 +190,7 @@ def number(value: object) -> float:
         or value != value
         or abs(value) == float("inf")
     ):
-        raise Refused("setpoint must be a number")
+        raise Refused(f"{what} must be a number")
     return float(value)
 
 

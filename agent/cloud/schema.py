@@ -200,6 +200,7 @@ BODIES: dict[str, Schema] = {
                 "mode": {"enum": ["off", "shadow", "manual", "auto"]},
                 "setpoint": NUMBER,
                 "for": {"type": ["number", "string"]},
+                "load": NUMBER,
                 "device": TEXT,
                 "from": COUNT,
                 "to": COUNT,

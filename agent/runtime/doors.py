@@ -63,7 +63,7 @@ class Doors:
             case "tune":
                 return self._tune(ask)
             case "whatif":
-                return Outcome(False, error="whatif is not built yet")
+                return await self._whatif(ask)
         return Outcome(False, error=f"unknown operation {ask.op!r}")
 
     def _lines(self) -> set[Line]:
@@ -113,6 +113,12 @@ class Doors:
         if ask.loop is None or ask.loop not in self.config.loops:
             return Outcome(False, error=f"there is no loop {ask.loop!r}")
         return self.loops.experiment(ask.loop, ask.extra)
+
+    async def _whatif(self, ask: Ask) -> Outcome:
+        if ask.loop is None or ask.loop not in self.config.loops:
+            return Outcome(False, error=f"there is no loop {ask.loop!r}")
+        asked = {"setpoint": ask.setpoint, "load": ask.extra.get("load"), "seconds": ask.extra.get("for")}
+        return await self.loops.whatif(ask.loop, asked, deadline=ask.deadline)
 
     def _loop(self, ask: Ask) -> Outcome:
         if ask.loop is None or ask.loop not in self.config.loops:

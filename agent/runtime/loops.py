@@ -21,6 +21,7 @@ from agent.modbus.codec import power_of, readback_matches
 from agent.modbus.meter import spread
 from agent.runtime.clock import Clock
 from agent.runtime.experiments import Experiments
+from agent.runtime.foretelling import Foretelling
 from agent.runtime.writer import HEARTBEAT
 from agent.twin.outward import loop_body
 from agent.twin.quality import Quality
@@ -103,6 +104,7 @@ class Loops:
         self.ticked = clock.mono()
         """Monotonic time of the last tick."""
         self.experiments = Experiments(write=write, clock=clock, on_event=on_event, set_mode=self._set_mode)
+        self.foretelling = Foretelling(clock)
         self._index()
 
     def _index(self) -> None:
@@ -185,6 +187,7 @@ class Loops:
 
     async def stop(self) -> None:
         """Every loop to its `on_stop` value; returns when the writes are through, have failed, or took 2 s."""
+        self.foretelling.close()
         await self.experiments.abort_all(self._runners, "the agent stops")
         await self._stop(self._runners.values())
 
@@ -243,6 +246,12 @@ class Loops:
         self.experiments.hear(name)
         report = self.experiments.report(name, asked.get("first", 0))
         return Outcome(report is not None, error=None if report else "there is no test", result=report)
+
+    async def whatif(self, name: str, asked: Mapping[str, float | None], *, deadline: float) -> Outcome:
+        """What the loop would do: `Foretelling.answer`."""
+        loop = self._runners[name].loop
+        inputs = self._inputs(loop.config)
+        return await self.foretelling.answer(self._config, loop, inputs, asked, deadline=deadline)
 
     def _refused(self, loop: Loop, mode: str | None, setpoint: float | None, remote: bool) -> str | None:
         """Why a request is refused before anything of it is done."""

@@ -180,7 +180,9 @@ def test_each_operation_becomes_a_request() -> None:
         "loop", "cmd", 12.0, "mes", loop="oven", setpoint=180.0
     )
     assert asked("loop", loop="oven", mode="auto").mode == "auto"
-    assert asked("whatif", loop="oven", setpoint=180, **{"for": "10m"}).extra == {"for": "10m"}
+    assert asked("whatif", loop="oven", setpoint=180, **{"for": "10m"}).extra == {"for": 600.0}
+    assert asked("whatif", loop="oven", load=-3, **{"for": 90}).extra == {"for": 90.0, "load": -3.0}
+    assert asked("loop", loop="oven", setpoint=180, **{"for": "10m"}).extra == {}
     assert asked("relearn", device="press1").extra == {"device": "press1"}
     assert asked("status").op == "status"
 
@@ -204,6 +206,9 @@ def test_each_operation_becomes_a_request() -> None:
         ("loop", {"loop": "oven", "setpoint": True}),
         ("loop", {"loop": "oven", "setpoint": float("nan")}),
         ("whatif", {"setpoint": 3}),
+        ("whatif", {"loop": "oven", "for": "ten minutes"}),
+        ("whatif", {"loop": "oven", "for": True}),
+        ("whatif", {"loop": "oven", "load": "5"}),
         ("relearn", {}),
         ("relearn", {"device": ["press1"]}),
     ],
