@@ -229,8 +229,7 @@ class Loop:
         self._controller.take_over(self.out, self.setpoint.value, inputs.pv.value, self._feed_forward.value)
         self.limited = self.out != out.value
         self.reason = self._controller.reason
-        if self.reason is not None:
-            self._notes.append(self._event("loop_controller", "warning", "raised", self.reason, now))
+        self._tell_of_controller(self.reason, now)
         if self.limited and self.mode == "auto":
             return Step(write=self.out)  # it stood outside the loop's limits, which hold always
         return Step()
@@ -261,8 +260,8 @@ class Loop:
             self.setpoint.value, inputs.pv.value, self._feed_forward.value, dt, elapsed
         )
         self.limited = self._controller.limited
-        if self.mode == "auto" and (why := self._controller.fall_back()):
-            self._notes.append(self._event("loop_controller", "warning", "raised", why, inputs.pv.t))
+        if self.mode == "auto":
+            self._tell_of_controller(self._controller.fall_back(), inputs.pv.t)
         change = abs(self.out - self._output.written)
         settled = pushed is None and change <= max(config.deadband, self._quantum / 2)
         if self.mode == "shadow" or settled:
@@ -378,6 +377,8 @@ class Loop:
         if config.feed_forward != before.feed_forward:
             self._controller.absorb(-self._feed_forward.value)
             self._feed_forward = FeedForward()
+        if self.engaged:
+            self._tell_of_controller(self._controller.reason, self.pv.t)
         return None
 
     def restarted(self, now: float) -> Step:
@@ -469,6 +470,11 @@ class Loop:
 
     def _heartbeat(self, now: float) -> int | None:
         return self._heart.beat(now) if self._heart is not None and self._beats else None
+
+    def _tell_of_controller(self, why: str | None, now: float) -> None:
+        """Why another controller than the one that was asked for runs from now on; None: it does not."""
+        if why is not None:
+            self._notes.append(self._event("loop_controller", "warning", "raised", why, now))
 
     def _event(self, name: str, severity: Any, state: Any, text: str, now: float) -> Event:
         device, tag = self.config.out

@@ -228,6 +228,17 @@ def test_a_loop_that_may_not_says_why() -> None:
     assert plant.loop.view().reason == "not predictive: the model's grade is poor"
 
 
+def test_another_model_on_a_reload_is_judged_and_told() -> None:
+    plant = Plant(MODEL, config(setpoint=80.0))
+    plant.scans(20, 80.0)
+    assert plant.told == []
+    assert plant.loop.set_parameters(config(graded("poor"), setpoint=80.0)) is None
+    before = plant.outs[-1]
+    plant.scans(1, 80.0)
+    assert plant.told == ["loop oven: not predictive: the model's grade is poor"]
+    assert plant.outs[-1] == pytest.approx(before, abs=0.5)
+
+
 def test_a_shadow_does_not_judge_the_model_by_outputs_that_nobody_wrote() -> None:
     plant = Plant(with_error(MODEL, gain=-1.0), config(setpoint=80.0, mode="shadow"))
     plant.scans(200, 100.0)
