@@ -191,15 +191,20 @@ def foretell(
     )
 
 
-def response(t: Floats, pv: Floats, begin: float, goal: float) -> Response:
-    """Figures of a PV, (n,), that starts at `begin` and shall reach `goal`; t in seconds from 0, not decreasing."""
+def response(t: Floats, pv: Floats, begin: float, goal: float, *, noise: float = 0.0) -> Response:
+    """Figures of a PV, (n,), that starts at `begin` and shall reach `goal`; t in seconds from 0, not decreasing.
+
+    noise: standard deviation of the PV; three of it count as settled where that is more than 2 % of the step.
+    """
     error = goal - pv
     iae = float(np.abs(error[:-1]) @ np.diff(t))
     size = goal - begin
     if abs(size) <= 1e-9 * max(1.0, abs(goal)):
         return Response(None, None, iae)
     beyond = float((-math.copysign(1.0, size) * error).max())
-    return Response(_settled(t, error, BAND * abs(size)), max(100.0 * beyond / abs(size), 0.0), iae)
+    return Response(
+        _settled(t, error, max(BAND * abs(size), 3.0 * noise)), max(100.0 * beyond / abs(size), 0.0), iae
+    )
 
 
 def thinned(count: int, most: int = POINTS) -> NDArray[np.intp]:
@@ -212,10 +217,10 @@ def body(found: Foretold) -> dict[str, Any]:
     kept = thinned(len(found.t))
     series = {"t": found.t, "setpoint": found.setpoint, "pv": found.pv, "out": found.out}
     return {
-        "settling_s": _tidy(found.step.settling),
-        "overshoot": _tidy(found.step.overshoot),
-        "iae": _tidy(found.step.iae),
-        "move": _tidy(found.move),
+        "settling_s": tidy(found.step.settling),
+        "overshoot": tidy(found.step.overshoot),
+        "iae": tidy(found.step.iae),
+        "move": tidy(found.move),
         "limited": round(found.limited, 4),
         "controller": found.controller,
         "grade": found.grade,
@@ -223,20 +228,21 @@ def body(found: Foretold) -> dict[str, Any]:
         "from": dataclasses.asdict(found.start),
         "goal": found.goal,
         "load": None if found.disturbed is None else _load_body(found.load, found.disturbed),
-        **{name: [_tidy(value) for value in column[kept].tolist()] for name, column in series.items()},
+        **{name: [tidy(value) for value in column[kept].tolist()] for name, column in series.items()},
     }
 
 
 def _load_body(load: float, found: Disturbed) -> dict[str, Any]:
     return {
         "size": load,
-        "peak": _tidy(found.peak),
-        "settling_s": _tidy(found.settling),
-        "iae": _tidy(found.iae),
+        "peak": tidy(found.peak),
+        "settling_s": tidy(found.settling),
+        "iae": tidy(found.iae),
     }
 
 
-def _tidy(value: float | None) -> float | None:
+def tidy(value: float | None) -> float | None:
+    """A number as it stands in an answer."""
     return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
