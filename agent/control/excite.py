@@ -24,6 +24,8 @@ QUIET_SHARE, QUIET_SAMPLES = 0.08, 10
 """At rest before the first move: a share of the time, and samples at least."""
 STEP_SHARE = 0.5
 """Of the time after that, the step stays; then it goes back."""
+HOLD_SHARE = 0.25
+"""Of the time, before the relay begins: a step, for a relay alone tells nothing of the gain at rest."""
 NOISES = 4.0
 """Of the PV's standard deviation at rest: how far it must be beyond its middle for the relay to turn."""
 SHORTEST_STAY, STAYS = 4.0, 12.0
@@ -94,7 +96,10 @@ class Signal:
         if plan.kind == "step":
             back = self.quiet + STEP_SHARE * (plan.seconds - self.quiet)
             return (plan.high if plan.high > plan.base else plan.low) if elapsed < back else plan.base
-        return self._relay(pv) if plan.kind == "relay" else self._prbs(elapsed)
+        if plan.kind == "relay":
+            first = self.quiet + HOLD_SHARE * (plan.seconds - self.quiet)
+            return plan.high if elapsed < first else self._relay(pv)
+        return self._prbs(elapsed)
 
     def _relay(self, pv: float) -> float:
         """Turns when the PV has passed its middle by more than the noise."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from agent.config.types import ModelConfig
 from agent.control.fit import Bounds, Fit, Floats, Simulation, whitening_of
+from agent.control.misfit import misfit
 from agent.control.record import Grid, Record, to_grid
 from agent.control.source import Source, source_of
 
@@ -29,8 +30,11 @@ GOOD_GAIN, FAIR_GAIN = 0.1, 0.25
 EXCITED_PEAK, EXCITED_TOTAL = 0.8, 8.0
 """Least effect on the PV of what moved the output from outside the loop, in multiples of the noise: at its largest, and
 over the record. Quiet loops with dead bands or coarse registers stayed below 0.4 and 5, experiments above 1 and 11."""
-EXPLAINED = 0.7
-"""Least share of the PV's variation that a good model explains; an integrator sums up each small load, and drifts."""
+EXPLAINED, EXPLAINED_INTEGRATING, EXPLAINED_FAIR = 0.7, 0.65, 0.3
+"""Least share of the PV's variation that a good model explains, a good integrating one (it sums up each small load, and
+drifts), and a fair one."""
+FOLLOWS = 0.22
+"""Greatest misfit of a good model; one that oscillates has 0.2 to 0.35 on a model of lags, eight lags have 0.2."""
 NO_LAG = 0.5
 """Of the period: a lag this short cannot be told from a delay, and is no parameter of its own."""
 ALIKE = 3.84
@@ -117,7 +121,7 @@ def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
     delays = _alike(simulation, fit)
     variation = plain.pv - plain.pv.mean()
     explained = 1.0 - float(residuals @ residuals) / max(float(variation @ variation), 1e-300)
-    why, grade = _grade(fit, source, delays, (k_error, delay_error), explained, grid.period)
+    why, grade = _grade(simulation, fit, source, delays, (k_error, delay_error), explained)
     model = ModelConfig(
         k=fit.k,
         t1=fit.t1,
@@ -169,7 +173,8 @@ def _errors(simulation: Simulation, fit: Fit) -> tuple[float, float, float]:
         beside[i] += by
         slopes.append(((simulation.columns(*beside) - columns) @ fit.linear / by)[:, None])
     jacobian = np.hstack(slopes)
-    scale = np.sqrt((jacobian * jacobian).sum(axis=0)) + 1e-300
+    scale = np.sqrt((jacobian * jacobian).sum(axis=0))
+    scale[scale < 1e-150] = 1.0
     covariance = _sandwich(jacobian / scale, fit.residuals) / np.outer(scale, scale)
     q = columns.shape[1]
     together = covariance[q : q + len(lags), q : q + len(lags)].sum() if lags else 0.0
@@ -206,15 +211,15 @@ def _alike(simulation: Simulation, fit: Fit) -> tuple[float, ...]:
 
 
 def _grade(
+    simulation: Simulation,
     fit: Fit,
     source: Source,
     delays: tuple[float, ...],
     errors: tuple[float, float],
     explained: float,
-    period: float,
 ) -> tuple[list[str], Grade]:
     """What keeps the grade down, in words, and the grade."""
-    total = fit.delay + fit.t1 + fit.t2
+    total, period = fit.delay + fit.t1 + fit.t2, simulation.grid.period
     gain_share = errors[0] / max(abs(fit.k), 1e-300)
     delay_share = errors[1] / max(total, period)
     poor, fair = [], []
@@ -241,10 +246,14 @@ def _grade(
         fair.append(f"the delay is known to {errors[1]:.2g} s only")
     if len(delays) > 1 and delays[-1] - delays[0] > max(4 * GOOD * total, 2 * period):
         fair.append(f"delays from {delays[0]:.3g} to {delays[-1]:.3g} s explain the record alike")
-    if explained < EXPLAINED and not fit.integrating:
+    share = f"the process found explains {max(100 * explained, 0):.0f} % of what the PV did"
+    if explained < EXPLAINED_FAIR:
+        poor.append(f"{share}: something else moved it")
+    elif explained < (EXPLAINED_INTEGRATING if fit.integrating else EXPLAINED):
+        fair.append(f"{share}: it drifts, oscillates or is moved by something else")
+    if source.kind == "outside" and misfit(simulation, fit) > FOLLOWS:
         fair.append(
-            f"the process found explains {max(100 * explained, 0):.0f} % of what the PV did: it drifts, oscillates "
-            "or is moved by something else"
+            "the PV moves as no model of two lags does: it oscillates, goes the wrong way first or has more lags"
         )
     if source.kind == "setpoint":
         fair.append(

@@ -135,3 +135,32 @@ def test_a_record_too_short_for_its_delay_is_poor() -> None:
 def test_an_exact_simulation_without_noise_is_found_exactly() -> None:
     found = identify(recorded(PLANTS["two lags"], "random", noise=0.0, drift=0.0)).model
     assert (found.k, found.t1, found.t2, found.delay) == pytest.approx((-2, 8, 4, 2.4), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_process_that_oscillates_is_not_good_for_prediction(seed: int) -> None:
+    """Damping 0.3, a period of 30 s: no two lags do that."""
+    rng = np.random.default_rng(seed)
+    fast, slow, out, rows = 0.0, 0.0, 0.0, []
+    for i in range(600):
+        if i >= 25 and i % 5 == 0:
+            out = rng.choice([-0.15, 0.15])
+        rows.append((slow + 0.005 * rng.normal(), out))
+        for _ in range(20):
+            fast += 0.05 * ((out - slow) / 25 - 2 * 0.3 / 5 * fast)
+            slow += 0.05 * fast
+    pv, outs = np.array(rows).T
+    found = identify(Record(np.arange(600.0), pv.copy(), outs.copy()))
+    assert found.grade == "fair"
+    assert any("no model of two lags" in why for why in found.why)
+
+
+def test_a_record_that_something_else_moved_is_poor() -> None:
+    record = recorded(PLANTS["L/T 0.5"], "bump")
+    pushed = (
+        record.pv
+        + 3 * np.sin(np.arange(600) / 40)
+        + np.cumsum(np.random.default_rng(3).normal(size=600)) / 20
+    )
+    found = identify(dataclasses.replace(record, pv=pushed))
+    assert found.grade == "poor"
