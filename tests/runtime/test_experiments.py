@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from agent.config.types import Config, Fail, ModelConfig
 from agent.control.excite import LEASE
 from agent.control.process import Process
+from agent.runtime.doors import Doors
 from agent.runtime.experiments import REASON
-from agent.twin.records import Outcome
+from agent.runtime.socket import to_ask
+from agent.twin.records import Ask, Outcome
 from tests.runtime.rig import OUT, PV, Rig, configuration, heartbeat, play
 
 BEGIN = {"do": "begin", "kind": "prbs", "move": 5.0, "seconds": 120.0}
@@ -271,3 +273,62 @@ def test_what_an_operator_should_know() -> None:
         assert (look["mode"], look["now"], look["every"], look["on_loss"]) == ("shadow", 40.0, 1.0, "hold")
 
     bench(story, configuration(mode="shadow"))
+
+
+@pytest.mark.parametrize(
+    ("message", "extra"),
+    [
+        ({"do": "look"}, {"do": "look"}),
+        ({"do": "poll", "first": 7}, {"do": "poll", "first": 7}),
+        ({"do": "stop", "first": "x"}, {"do": "stop"}),
+        (BEGIN, BEGIN),
+    ],
+)
+def test_a_request_through_the_socket(message: dict[str, Any], extra: dict[str, Any]) -> None:
+    ask = to_ask({"op": "tune", "loop": "oven", **message}, 9.0)
+    assert (ask.op, ask.loop, ask.source, ask.extra) == ("tune", "oven", "socket", extra)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"do": "jump"},
+        {"do": "poll", "first": -1},
+        {"do": "poll", "first": True},
+        {**BEGIN, "move": "far"},
+        {**BEGIN, "seconds": None},
+        {**BEGIN, "move": float("inf")},
+    ],
+)
+def test_what_is_no_request_is_not_understood(message: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        to_ask({"op": "tune", "loop": "oven", **message}, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "loop", "why"),
+    [("cmd", "oven", "on the spot"), ("page", "oven", "on the spot"), ("socket", "attic", "no loop 'attic'")],
+)
+def test_the_door_opens_to_the_spot_alone(source: Any, loop: str, why: str) -> None:
+    async def story(rig: Rig) -> None:
+        doors = Doors(
+            rig.config,
+            cast(Any, None),
+            rig.loops,
+            rig.clock,
+            status=dict,
+            wall_ms=int,
+            on_local_change=lambda name: None,
+            relearn=lambda device: Outcome(True),
+        )
+        outcome = await doors.handle(
+            Ask("tune", source, rig.clock.mono() + 1, loop=loop, extra={"do": "look"})
+        )
+        assert not outcome.ok and why in str(outcome.error)
+        fine = await doors.handle(
+            Ask("tune", "socket", rig.clock.mono() + 1, loop="oven", extra={"do": "look"})
+        )
+        assert fine.ok
+
+    play(story)
