@@ -13,7 +13,7 @@ from agent.config.types import Config, LoopConfig
 from agent.control import whatif
 from agent.control.loop import Loop
 from agent.control.signals import Inputs
-from agent.control.whatif import Foretold, State
+from agent.control.whatif import Foretold, Hardware, State
 from agent.runtime.clock import Clock
 from agent.twin.records import Outcome
 
@@ -62,8 +62,8 @@ class Foretelling:
         self._waiting += 1
         try:
             found = await self.run(
-                config,
                 loop.config,
+                whatif.hardware_of(config, loop.config),
                 start,
                 deadline=deadline,
                 setpoint=setpoint,
@@ -79,10 +79,9 @@ class Foretelling:
         return Outcome(True, result={"loop": name, **whatif.body(found)})
 
     async def run(
-        self, config: Config, loop: LoopConfig, start: State, *, deadline: float, **asked: Any
+        self, loop: LoopConfig, hardware: Hardware, start: State, *, deadline: float, **asked: Any
     ) -> Foretold:
         """`whatif.foretell` in a thread. Raises ValueError as it does, TimeoutError at `deadline` (monotonic)."""
-        hardware = whatif.hardware_of(config, loop)
         run = functools.partial(whatif.foretell, loop, start, hardware, pause=self._pause(deadline), **asked)
         async with asyncio.timeout(max(deadline - self._clock.mono(), 0.0)), self._one_at_a_time:
             return await asyncio.to_thread(run)

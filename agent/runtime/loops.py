@@ -20,6 +20,7 @@ from agent.control.signals import Inputs, Sample, Step
 from agent.modbus.codec import power_of, readback_matches
 from agent.modbus.meter import spread
 from agent.runtime.clock import Clock
+from agent.runtime.comparing import Comparisons
 from agent.runtime.experiments import Experiments
 from agent.runtime.foretelling import Foretelling
 from agent.runtime.writer import HEARTBEAT
@@ -105,6 +106,7 @@ class Loops:
         """Monotonic time of the last tick."""
         self.experiments = Experiments(write=write, clock=clock, on_event=on_event, set_mode=self._set_mode)
         self.foretelling = Foretelling(clock)
+        self._comparisons = Comparisons(self.foretelling, clock, on_event)
         self._index()
 
     def _index(self) -> None:
@@ -154,6 +156,7 @@ class Loops:
                 runner.waiting = step.write
                 runner.took.append(self._clock.mono() - now)
                 _note_lateness(runner, now)
+                self._comparisons.on_sample(self._config, loop, inputs)
             self._carry_out(runner, step, now)
             self.experiments.on_sample(loop.config.name, inputs)
 
@@ -169,6 +172,7 @@ class Loops:
         for runner in self._runners.values():
             self._carry_out(runner, runner.loop.on_tick(now), now)
         self.experiments.on_tick()
+        self._comparisons.on_tick()
 
     def fault(self) -> None:
         """A fault of the program: every running loop goes to its fail value first."""
@@ -293,6 +297,7 @@ class Loops:
         self._config, self._twin = config, twin
         known = self._runners
         self._runners = {name: known.get(name) or self._make(loop) for name, loop in config.loops.items()}
+        self._comparisons.keep(config.loops)
         self._index()
 
     # -- what others see ----------------------------------------------------------------------------------------
@@ -302,7 +307,10 @@ class Loops:
 
     def status(self) -> dict[str, Any]:
         """The `loops` of `status --json`."""
-        return {name: _status(runner) for name, runner in self._runners.items()}
+        return {
+            name: {**_status(runner), "compared": self._comparisons.last(name)}
+            for name, runner in self._runners.items()
+        }
 
     def save(self) -> dict[str, Any]:
         return {name: runner.loop.save() for name, runner in self._runners.items()}
