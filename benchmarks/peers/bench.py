@@ -28,12 +28,27 @@ from collectd import Collectd  # noqa: E402
 from edgetwin import Edgetwin, Plain  # noqa: E402
 from load import large, small  # noqa: E402
 from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
+from neighbours import dead_host, hole, silent_unit  # noqa: E402
+from outages import broker_down, broker_late, frozen, gone, killed  # noqa: E402
 from peer import Peer, Unavailable  # noqa: E402
 from table import table  # noqa: E402
+from writes import writes  # noqa: E402
 
 Scenario = Callable[[Peer, Path, float], dict[str, str]]
 
-SCENARIOS: dict[str, Scenario] = {"small": small, "large": large}
+SCENARIOS: dict[str, Scenario] = {
+    "small": small,
+    "large": large,
+    "dead_host": dead_host,
+    "silent_unit": silent_unit,
+    "hole": hole,
+    "broker_down": broker_down,
+    "broker_late": broker_late,
+    "killed": killed,
+    "frozen": frozen,
+    "gone": gone,
+    "writes": writes,
+}
 PEERS: dict[str, type[Peer]] = {
     "edgetwin": Edgetwin,
     "plain": Plain,

@@ -99,6 +99,9 @@ class Edgetwin(PythonPeer):
         body |= {"tag": f"{job.device.name}/{TAG.format(address)}", "value": value}
         return Write(f"edgetwin/v1/{ID}/cmd/write", json.dumps(body).encode())
 
+    def answers(self, topic: str) -> bool:
+        return "/resp/" in topic
+
 
 class Plain(Edgetwin):
     name = "Edgetwin, predict: off"

@@ -121,6 +121,10 @@ class Peer(ABC):
         """
         return None
 
+    def answers(self, topic: str) -> bool:
+        """Is this the topic of an answer to a command?"""
+        return False
+
 
 class PythonPeer(Peer):
     """A tool from the Python package index, in a virtual environment of its own."""
