@@ -131,6 +131,8 @@ class Guests:
 
     def _next(self, now: float) -> tuple[Guest, float, float] | None:
         """(guest, seconds for its unit, seconds in all) that fit into the line's spare time now."""
+        if not self._waiting:
+            return None
         slack = self._schedule.slack(NOBODY, now)
         for guest in list(self._waiting):
             if now >= min(guest.deadline, guest.give_up):

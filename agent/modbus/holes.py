@@ -168,7 +168,7 @@ class Holes:
 
     def wanted_at(self) -> float:
         """When `next` has something; inf: never."""
-        return min((hole.not_before for hole in self._open), default=float("inf"))
+        return min(hole.not_before for hole in self._open) if self._open else float("inf")
 
     def next(self, now: float) -> Request | None:
         """What to read next in spare time, or None."""

@@ -98,6 +98,8 @@ class Lessons:
     def next(self, now: float) -> Lesson | None:
         """The read that may be sent in the spare time that there is now."""
         for name in self.of:
+            if not self._wants(name, now):
+                continue
             unit = self._schedule.units[name]
             if unit.demoted or unit.ready_at > now or name in self._held:
                 continue
@@ -109,6 +111,12 @@ class Lessons:
             if lesson is not None:
                 return lesson
         return None
+
+    def _wants(self, name: str, now: float) -> bool:
+        """Whether there may be something to find out of a device: cheap, since each scan of each device asks it."""
+        if self.silences[name].suspects:
+            return True
+        return self.of[name].wanted_at() <= now or self._holes[name].wanted_at() <= now
 
     def _asked(self, name: str, now: float) -> tuple[Request, Source, bool] | None:
         """What is to be found out next of a device, whose question it is, and whether it may be silent at it."""
