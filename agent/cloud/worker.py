@@ -316,8 +316,8 @@ class Cloud:
         return self._uplink.offline_for(now) >= SPILL_AFTER
 
     def _span(self) -> float:
-        """Seconds that a batch covers: longer while nobody listens, since each costs a commit."""
-        long = self._spans_long(self._clock.mono())
+        """Seconds that a batch covers: longer while nobody listens, for each costs a commit, unless durable."""
+        long = self._spans_long(self._clock.mono()) and not self._config.mqtt.outbox.durable
         return self._config.mqtt.outbox.batch if long else self._config.mqtt.batch
 
     def _close(self, closed: Iterable[tuple[str, list[Row]]]) -> None:
