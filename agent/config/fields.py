@@ -112,7 +112,9 @@ MQTT = _section(
         "cert": _key(FILE, None, "the agent's own certificate (PEM)"),
         "key": _key(FILE, None, "the key of cert (PEM)"),
         "keepalive": _key(COUNTING, "15s", "MQTT keep alive"),
-        "batch": _key(COUNTING, "1s", "readings per message; 10s halves the messages; compress: all saves the bytes"),
+        "batch": _key(
+            COUNTING, "1s", "readings per message; 10s halves the messages; compress: all saves the bytes"
+        ),
         "twin_every": _key(COUNTING, "5s", "the retained twin at most this often"),
         "forecast_every": _key(COUNTING, "30s", "the retained forecast at most this often"),
         "full_every": _key(COUNTING, "60s", "state and twins at least this often"),
@@ -321,6 +323,11 @@ MODEL = _section(
         "delay": _key(WAITING, "0s", "dead time"),
         "bias": _key(Number(), "0", "pv at output 0; integrating: the output at rest"),
         "integrating": _key(Bool(), "false", "the pv runs on instead of settling"),
+        "damping": _key(
+            Number(least=0.05, most=1),
+            "1",
+            "below 1 it oscillates, k/(t1² s² + 2 damping t1 s + 1), without t2",
+        ),
         "grade": _key(Choice(("good", "fair", "poor")), "poor", "how far it can be trusted"),
         "noise": _key(Number(least=0), "0", "standard deviation of the pv at rest; 0: not known"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -170,6 +171,11 @@ class _Loop:
             other = "reverse" if model.k > 0.0 else "direct"
             what = f"a gain of {model.k:g} does not go with action {action}"
             self.found.add(given.at["k"], path, what, f"write action: {other}, or mend the sign")
+        if model.damping < 1.0 and (model.integrating or model.t2 > 0.0):
+            key = "integrating" if model.integrating else "t2"
+            what = f"with a damping of {model.damping:g} a model has neither t2 nor an integrator"
+            self.found.add(given.at[key], f"{given.path}.{key}", what, f"leave out {key}, or damping")
+            model = replace(model, damping=1.0)
         controller = self.block.get("controller", {})
         if controller and controller.get("type") == "predictive" and model.grade == "poor":
             what = "the model's grade is poor, so this loop runs its PID"

@@ -274,6 +274,7 @@ class ModelConfig:
     integrating: bool = False
     grade: Literal["good", "fair", "poor"] = "poor"
     noise: float = 0.0  # standard deviation of the pv at rest; 0: not known
+    damping: float = 1.0  # below 1: k / (t1² s² + 2 damping t1 s + 1), without t2
 
 
 @dataclass(frozen=True, slots=True)

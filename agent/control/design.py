@@ -99,7 +99,7 @@ def _step_response(model: ModelConfig, interval: float, steps: int) -> NDArray[n
 def _polynomials(model: ModelConfig, interval: float) -> tuple[tuple[float, float], list[float]]:
     """(A1, A2) from the poles, (B1, B2, B3) from the response to a pulse."""
     move = held(model, interval)
-    a1, a2 = move.p + move.q, -move.p * move.q
+    a1, a2 = move.p + move.q, move.b * move.c - move.p * move.q
     dead, _ = split_delay(model.delay, interval)
     process = Process(model, interval, pv=0.0, out=0.0)
     pulse = [process.step(float(k == 0)) for k in range(dead + 3)][dead:]

@@ -40,13 +40,13 @@ def process_response(model: ModelConfig, period: float, w: Floats) -> Complex:
     z = np.exp(1j * w * period)
     whole, rest = split_delay(model.delay, period)
     early, late = held(model, rest), held(model, period - rest)
-    first, second = (np.array([[move.p, 0.0], [move.c, move.q]]) for move in (early, late))
+    first, second = (np.array([[move.p, move.b], [move.c, move.q]]) for move in (early, late))
     through = second @ first
-    entry_old = second @ np.array([1 - early.p, early.r])
-    entry_new = np.array([1 - late.p, late.r])
+    entry_old = second @ np.array([early.e, early.r])
+    entry_new = np.array([late.e, late.r])
     put = [entry_old[i] / z + entry_new[i] for i in (0, 1)]
-    inner = put[0] / (z - through[0, 0])
-    outer = (put[1] + through[1, 0] * inner) / (z - through[1, 1])
+    turning = (z - through[0, 0]) * (z - through[1, 1]) - through[0, 1] * through[1, 0]
+    outer = (through[1, 0] * put[0] + (z - through[0, 0]) * put[1]) / turning
     response: Complex = model.k * outer * z**-whole
     return response
 

@@ -91,6 +91,33 @@ def test_a_delay_of_whole_periods_stays_whole(period: float) -> None:
     assert [process.step(1.0) for _ in range(4)] == [0, 0, 0, 1]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.05, 0.999999), st.floats(1.0, 20.0), st.integers(0, 150), OUTS)
+def test_a_process_that_oscillates_moves_as_its_equation(
+    damping: float, t1: float, delay: int, outs: list[float]
+) -> None:
+    model = ModelConfig(k=2.0, t1=t1, delay=delay / 50, damping=damping)
+    late, dt = round(model.delay * FINE), PERIOD / FINE
+    inputs = np.concatenate([np.zeros(late), np.repeat(outs, FINE)])[: len(outs) * FINE]
+    y = speed = 0.0
+    seen = []
+    for i, value in enumerate(inputs):
+        pushed = (2.0 * value - y - 2 * damping * t1 * speed) / t1**2
+        y += dt * (speed + dt / 2 * pushed)
+        speed += dt * pushed
+        if (i + 1) % FINE == 0:
+            seen.append(y)
+    process = Process(model, PERIOD, pv=0.0, out=0.0)
+    assert [process.step(one) for one in outs] == pytest.approx(seen, abs=0.4)
+
+
+def test_a_step_swings_over_by_what_its_damping_says() -> None:
+    process = Process(ModelConfig(k=1, t1=5, damping=0.3, delay=0.4), 0.1, pv=0, out=0)
+    path = np.array([process.step(1.0) for _ in range(600)])
+    assert path.max() - 1 == pytest.approx(np.exp(-np.pi * 0.3 / np.sqrt(1 - 0.09)), abs=1e-4)
+    assert 0.1 * (path.argmax() + 1) == pytest.approx(0.4 + 5 * np.pi / np.sqrt(1 - 0.09), abs=0.06)
+
+
 def test_a_load_is_added_to_the_output() -> None:
     model = ModelConfig(k=2, t1=3, delay=1.5)
     loaded, moved = (Process(model, PERIOD, pv=1, out=4) for _ in range(2))

@@ -268,6 +268,13 @@ def test_model_integrating() -> None:
     assert foretold({"k": 0.05, "integrating": True}) != pytest.approx(settling, abs=0.5)
 
 
+@effect(f"{KEY}.model.damping")
+def test_model_damping() -> None:
+    """A PV that will swing over by itself is pushed less than one that lags behind."""
+    settling, swinging = (foretold({"t1": "5s", "damping": damping}) for damping in (1, 0.3))
+    assert swinging != pytest.approx(settling, abs=0.5)
+
+
 @effect(f"{KEY}.model.grade")
 def test_model_grade() -> None:
     good, fair = (max(foretold({"grade": grade})) for grade in ("good", "fair"))
