@@ -35,6 +35,9 @@ log = logging.getLogger("edgetwin")
 SNAPSHOT_EVERY = 1.0
 SAVE_EVERY = 86_400.0
 STOP_LOOPS, STOP_CLOUD = 3.0, 8.0
+REPLACE_CLOUD = 0.25
+"""Of `outbox.batch`: how long a link that another one replaces waits for acknowledgements. Rows wait in memory so long,
+and a kill may cost one `outbox.batch`, half of which passes before what is not acknowledged goes to disk."""
 FIRST_TRY = 3.0
 EVENTS_KEPT = 200
 CLOUD_PARTS = ("gateway", "mqtt", "commands")
@@ -239,7 +242,7 @@ class Service:
         ended = await self.plant.change(config, self._start_line)
         self._clear_alarms(before, loops=ended)
         if any(getattr(before, part) != getattr(config, part) for part in CLOUD_PARTS):
-            await self._replace_cloud()
+            await self._replace_cloud(min(before.mqtt.outbox.batch, config.mqtt.outbox.batch))
         else:
             self._to_cloud(Reconfigured(config, self.plant.layout))
         if before.page != config.page:
@@ -258,12 +261,15 @@ class Service:
                 text = f"{event.text}: no more, the configuration changed"
                 self.on_event(dataclasses.replace(event, state="cleared", text=text, t=self.clock.mono()))
 
-    async def _replace_cloud(self) -> None:
-        """Another link: the old one says goodbye and closes the outbox; what comes meanwhile waits."""
+    async def _replace_cloud(self, span: float) -> None:
+        """Another link: the old one says goodbye and closes the outbox; what comes meanwhile waits.
+
+        `span`: `outbox.batch`, s.
+        """
         in_thread = asyncio.get_running_loop().run_in_executor
         self._held = []
         old = self.cloud
-        await in_thread(None, functools.partial(old.stop, STOP_CLOUD))
+        await in_thread(None, functools.partial(old.stop, min(STOP_CLOUD, REPLACE_CLOUD * span)))
         self.cloud = await in_thread(None, self._make_cloud)
         self.cloud.go_on(old)
         self.cloud.start()

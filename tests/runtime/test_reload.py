@@ -185,3 +185,16 @@ def test_a_fault_half_way_ends_the_run_for_systemd_to_start_it_anew(
     rig.change("kp: 2", "kp: 5")
     assert rig.service._stop.is_set() and rig.service._failed == 1
     assert "the reload failed half way" in caplog.text
+
+
+@pytest.mark.parametrize(("span", "longest"), [("4s", 1.0), ("20s", 5.0), ("10m", 8.0)])
+def test_another_link_is_made_within_a_part_of_what_a_kill_may_cost(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, span: str, longest: float
+) -> None:
+    """Readings wait in memory while the old one waits for a broker that does not answer."""
+    rig.change("page: off", f"page: off\nmqtt: {{outbox: {{batch: {span}}}}}")
+    cloud, waited = rig.service.cloud, []
+    stop = cloud.stop
+    monkeypatch.setattr(cloud, "stop", lambda timeout: (waited.append(timeout), stop(timeout)))
+    rig.change(f"batch: {span}", f"batch: {span}, rate: 5000")
+    assert waited == [longest]
