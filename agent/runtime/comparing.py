@@ -71,7 +71,10 @@ class Comparisons:
 
     def on_sample(self, config: Config, loop: Loop, inputs: Inputs) -> None:
         """The loop took a step with these inputs."""
-        one = self._followed.setdefault(loop.config.name, _Followed())
+        name = loop.config.name
+        one = self._followed.get(name)
+        if one is None:
+            one = self._followed[name] = _Followed()
         if not _runs(loop):
             one.change, one.target = None, math.nan
             return
