@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from agent.config.types import Config, Tag
 from agent.twin.outward import EXACT, loop_body, reported
 from agent.twin.outward import plain as plain
@@ -163,13 +165,14 @@ def forecast_body(stamp: Stamp, snapshot: Snapshot, device: str) -> Body | None:
     if forecasts is None:
         return None
     rows = snapshot.layout.of_device[device]
+    known = ~(np.isnan(forecasts.y[:, 0]) | np.isnan(forecasts.t))
+    mine = (forecasts.rows >= rows.start) & (forecasts.rows < rows.stop) & known
     tags: Body = {}
     newest = -math.inf
-    for i, row in enumerate(forecasts.rows.tolist()):
-        if row not in rows or math.isnan(forecasts.y[i, 0]) or math.isnan(forecasts.t[i]):
-            continue
-        tags[snapshot.layout.keys[row][1]] = _forecast(forecasts, i) | {"t": stamp.ms(float(forecasts.t[i]))}
-        newest = max(newest, float(forecasts.t[i]))
+    for i in np.flatnonzero(mine).tolist():
+        t = float(forecasts.t[i])
+        tags[snapshot.layout.keys[int(forecasts.rows[i])][1]] = _forecast(forecasts, i) | {"t": stamp.ms(t)}
+        newest = max(newest, t)
     return stamp.head(snapshot.t) | {"t": stamp.ms(newest), "tags": tags} if tags else None
 
 

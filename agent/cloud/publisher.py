@@ -5,6 +5,7 @@ Retained bodies are made when there is room to send them, from the newest snapsh
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,8 @@ class Publisher:
     _twin_at: dict[str, float] = field(default_factory=dict)
     _forecast_at: dict[str, float] = field(default_factory=dict)
     _state_at: float | None = None
+    _looked_at: Snapshot | None = None
+    _look_again: float = 0.0
     _events: int = 0
     _gaps_told: set[int] = field(default_factory=set)
     _parts: dict[str, int] = field(default_factory=dict)
@@ -84,9 +87,7 @@ class Publisher:
 
     def connected(self, now: float, backlog: Mapping[str, Any]) -> None:
         """Everything that a late joiner needs, and the end of retained topics that are not ours any more."""
-        self._shown.clear()
-        self._forecast_at.clear()
-        self._twin_at.clear()
+        self._show_anew()
         self._gaps_told.clear()
         self.queue_state(now, backlog)
         self.queue.rotate(1)  # before the events that waited
@@ -94,6 +95,12 @@ class Publisher:
         for topic, body in self._alarms.items():
             self.queue.append(Out(topic, body, retain=True))
         self.queue_gaps(now)
+
+    def _show_anew(self) -> None:
+        self._shown.clear()
+        self._twin_at.clear()
+        self._forecast_at.clear()
+        self._looked_at = None
 
     def introduce(self, now: float) -> None:
         """What the devices are, and the end of retained topics that are not ours any more."""
@@ -107,9 +114,7 @@ class Publisher:
         self.config, self.layout = config, layout
         self._describe()
         self.snapshot = None
-        self._shown.clear()
-        self._twin_at.clear()
-        self._forecast_at.clear()
+        self._show_anew()
         whole = {
             self.topics.of(kind, device) for kind in ("meta", "twin", "forecast") for device in config.devices
         }
@@ -212,30 +217,42 @@ class Publisher:
         if self._state_at is None or now - self._state_at >= mqtt.full_every:
             self.queue_state(now, backlog())
         snapshot = self.snapshot
-        if snapshot is None:
+        if snapshot is None or (snapshot is self._looked_at and now < self._look_again and not last):
             return
+        self._looked_at = snapshot
         for device in snapshot.layout.devices:
             at = self._twin_at.get(device)
             old = at is None or now - at >= mqtt.full_every
             ripe = at is None or last or now - at >= mqtt.twin_every
             if old or (ripe and self._changed(device, snapshot)):
                 self._twin_at[device] = now
-                self._shown[device] = snapshot
-                body = payload.twin_body(
-                    self.stamp(),
-                    snapshot,
-                    device,
-                    stream=self.outbox.stream,
-                    seq=seq_of(device),
-                    meta=self.meta_hash[device],
-                )
-                self._queue(self.topics.of("twin", device), body, retain=True)
+                self._show_twin(device, snapshot, seq_of(device))
             foretold = self._forecast_at.get(device)
             if foretold is None or now - foretold >= mqtt.forecast_every:
                 forecast = payload.forecast_body(self.stamp(), snapshot, device)
                 if forecast is not None:
                     self._forecast_at[device] = now
                     self._queue(self.topics.of("forecast", device), forecast, retain=True)
+        self._look_again = self._next_ripe(now)
+
+    def _next_ripe(self, now: float) -> float:
+        """When the same snapshot may be due once more: what is ripe already waits for another one."""
+        mqtt = self.config.mqtt
+        times = [at + wait for at in self._twin_at.values() for wait in (mqtt.twin_every, mqtt.full_every)]
+        times += [at + mqtt.forecast_every for at in self._forecast_at.values()]
+        return min((at for at in times if at > now), default=math.inf)
+
+    def _show_twin(self, device: str, snapshot: Snapshot, seq: int) -> None:
+        self._shown[device] = snapshot
+        body = payload.twin_body(
+            self.stamp(),
+            snapshot,
+            device,
+            stream=self.outbox.stream,
+            seq=seq,
+            meta=self.meta_hash[device],
+        )
+        self._queue(self.topics.of("twin", device), body, retain=True)
 
     def _changed(self, device: str, new: Snapshot) -> bool:
         """Whether a device's twin differs from the published one by more than its tags' deadbands."""
