@@ -27,11 +27,13 @@ sys.path.insert(0, str(ROOT))
 from collectd import Collectd  # noqa: E402
 from edgetwin import Edgetwin, Plain  # noqa: E402
 from load import large, small  # noqa: E402
+from modbus2mqtt import Modbus2mqtt, Modbus4mqtt  # noqa: E402
 from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
 from neighbours import dead_host, hole, silent_unit  # noqa: E402
 from outages import broker_down, broker_late, frozen, gone, killed  # noqa: E402
 from peer import Peer, Unavailable  # noqa: E402
 from table import table  # noqa: E402
+from thingsboard import Thingsboard  # noqa: E402
 from writes import writes  # noqa: E402
 
 Scenario = Callable[[Peer, Path, float], dict[str, str]]
@@ -55,6 +57,9 @@ PEERS: dict[str, type[Peer]] = {
     "modpoll": Modpoll,
     "collectd": Collectd,
     "modpoll2mqtt": Modpoll2mqtt,
+    "modbus2mqtt": Modbus2mqtt,
+    "modbus4mqtt": Modbus4mqtt,
+    "thingsboard-gateway": Thingsboard,
 }
 INSTALL = "install"
 SECONDS, QUICK = 60.0, 10.0

@@ -99,7 +99,7 @@ class Edgetwin(PythonPeer):
         body |= {"tag": f"{job.device.name}/{TAG.format(address)}", "value": value}
         return Write(f"edgetwin/v1/{ID}/cmd/write", json.dumps(body).encode())
 
-    def answers(self, topic: str) -> bool:
+    def answers(self, topic: str, body: bytes) -> bool:
         return "/resp/" in topic
 
 

@@ -57,6 +57,8 @@ class Audit:
     disordered: int
 
     def __str__(self) -> str:
+        if not self.made:
+            return "nothing was read"
         return f"{self.lost} of {self.made} lost, {self.doubled} doubled, {self.disordered} out of order"
 
 

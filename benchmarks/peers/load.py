@@ -29,6 +29,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
         times = polls(log)
         steps = len(gaps(times)) or 1
         came = [one for one in bench.subscriber.messages if begin <= one.t < begin + took]
+        kilobytes = sum(len(one.body) for one in came) / 1000
         served = {one.served for one in log if one.served is not None}
         here = {number for _, _, number in bench.counted(since=begin)}
         first = f"{tags} tags: "
@@ -38,8 +39,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
             first + "requests a scan": f"{len(log) / (steps + 1):.1f}",
             first + "period p50 / p99 / max, s": period(times),
             first + "lag in 60 s, s": f"{lag(times):+.3f}",
-            first
-            + "MQTT messages/s; kB/s": f"{len(came) / took:.1f}; {sum(one.size for one in came) / took / 1000:.2f}",
+            first + "MQTT messages/s; kB/s": f"{len(came) / took:.1f}; {kilobytes / took:.2f}",
             first + "readings of one tag made and not published": f"{len(served - here)} of {len(served)}",
             first + "published again after, s (median)": _published(bench.counted(since=begin)),
         }

@@ -121,9 +121,13 @@ class Peer(ABC):
         """
         return None
 
-    def answers(self, topic: str) -> bool:
-        """Is this the topic of an answer to a command?"""
+    def answers(self, topic: str, body: bytes) -> bool:
+        """Is this message an answer to a command?"""
         return False
+
+    def reply(self, topic: str, body: bytes) -> Write | None:
+        """What a server of the tool's own kind would answer to this message of it."""
+        return None
 
 
 class PythonPeer(Peer):

@@ -30,7 +30,7 @@ class Message:
 
     t: float
     topic: str
-    size: int
+    body: bytes
     retained: bool
     values: tuple[Published, ...]
 
@@ -46,10 +46,16 @@ class Subscriber:
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id="bench-reader", protocol=MQTTProtocolVersion.MQTTv5
         )
-        self.client.on_message = lambda _c, _u, message: self._raw.append((time.monotonic(), message))
+        self.client.on_message = self._on_message
         self.client.on_connect = lambda client, *_: client.subscribe("#", qos=2)
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
+
+    def _on_message(self, client: paho.Client, _: object, message: paho.MQTTMessage) -> None:
+        self._raw.append((time.monotonic(), message))
+        reply = self._peer.reply(message.topic, message.payload)
+        if reply is not None:
+            client.publish(reply.topic, reply.body, qos=1)
 
     def close(self) -> None:
         self.client.disconnect()
@@ -60,9 +66,7 @@ class Subscriber:
         new = self._raw[self._read :]
         self._read += len(new)
         taken = [
-            Message(
-                t, raw.topic, len(raw.payload), raw.retain, tuple(self._peer.values(raw.topic, raw.payload))
-            )
+            Message(t, raw.topic, raw.payload, raw.retain, tuple(self._peer.values(raw.topic, raw.payload)))
             for t, raw in new
         ]
         self.messages += taken

@@ -38,11 +38,7 @@ def writes(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
             bench.publish(message.topic, message.body)
             bench.wait(ANSWERED_WITHIN)
             wrote = [value for one in bench.plc.note() if not one.exception for value in one.written]
-            answers = [
-                one
-                for one in bench.subscriber.messages[begin:]
-                if one.topic != message.topic and peer.answers(one.topic)
-            ]
+            answers = [one for one in bench.subscriber.messages[begin:] if peer.answers(one.topic, one.body)]
             rows[row] = "; ".join(
                 [
                     f"wrote {', '.join(map(str, wrote))}" if wrote else "no write",
