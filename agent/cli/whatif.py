@@ -192,6 +192,10 @@ def picture(config: Config, loop: LoopConfig, found: Foretold) -> str:
     t = found.t.tolist()
     ends = [t[0], t[-1]]
 
+    seen = [*found.setpoint.tolist(), *found.pv.tolist()]
+    least, most = min(seen), max(seen)
+    margin = 0.1 * (most - least) or 1.0
+
     def between(limits: tuple[float, float], name: str) -> Band:
         return Band(ends, [limits[0]] * 2, [limits[1]] * 2, name, colour=5)
 
@@ -211,7 +215,15 @@ def picture(config: Config, loop: LoopConfig, found: Foretold) -> str:
         pv.append(Rule(half, "load", upright=True))
         out.append(Rule(half, "", upright=True))
     panels = [
-        Panel(pv, title="/".join(loop.pv), unit=config.tag(loop.pv).unit or "", height=220.0),
+        Panel(
+            pv,
+            title="/".join(loop.pv),
+            unit=config.tag(loop.pv).unit or "",
+            # the limits are drawn as far as the PV goes: they may be far away
+            low=least - margin,
+            high=most + margin,
+            height=220.0,
+        ),
         Panel(out, title="/".join(loop.out), unit=config.tag(loop.out).unit or ""),
     ]
     asked = f"setpoint to {found.goal:g}" if found.step.overshoot is not None else f"setpoint {found.goal:g}"
