@@ -7,6 +7,7 @@ routine data by a factor (L. Ljung, System Identification, 2nd ed., 4.2 and 10.2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,17 +98,23 @@ class Simulation:
         linear = np.linalg.solve(gram, scaled.T @ self.pv) / scale
         return linear, self.pv - columns @ linear
 
-    def fit(self, bounds: Bounds, *, delay: float | None = None) -> Fit:
-        """The best fit within the bounds; `delay`: held at this value."""
+    def fits(self, bounds: Bounds) -> list[Fit]:
+        """Fits from the best points of a coarse search, best first."""
+        found = [self._refine(point, bounds, fixed=False) for point in self._coarse(bounds)[:STARTS]]
+        return sorted(found, key=lambda fit: fit.sum_squares)
+
+    def fit_from(self, starts: Sequence[Fit], *, delay: float | None = None) -> Fit:
+        """The best fit that begins where others ended; `delay`: held at this value."""
         found = []
-        for point in self._coarse(bounds, delay)[:STARTS]:
-            found.append(self._refine(point, bounds, fixed=delay is not None))
+        for start in starts:
+            point = np.array([start.t1, start.t2, start.delay if delay is None else delay])
+            found.append(self._refine(point, start.bounds, fixed=delay is not None))
         return min(found, key=lambda fit: fit.sum_squares)
 
-    def _coarse(self, bounds: Bounds, delay: float | None) -> list[Floats]:
+    def _coarse(self, bounds: Bounds) -> list[Floats]:
         """Points of a coarse grid, best first."""
         lags = np.geomspace(min(self.grid.period, bounds.lag) / 2, bounds.lag / 2, 9)
-        delays = _delays(self.grid.period, bounds.delay) if delay is None else [delay]
+        delays = _delays(self.grid.period, bounds.delay)
         pairs = [(0.0, lag) for lag in lags[::2]] if self.integrating else []
         if not self.integrating:
             pairs = [(lag, share * lag) for lag in lags for share in (0.0, 0.35, 1.0)]

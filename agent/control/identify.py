@@ -90,13 +90,14 @@ def identify(record: Record, *, period: float | None = None) -> Identified:
 def _whitened(grid: Grid, bounds: Bounds, *, integrating: bool) -> tuple[Simulation, Fit]:
     """The fit with residuals that are white: a slow disturbance then counts as what it is, and not as many samples."""
     plain = Simulation(grid, integrating=integrating)
-    simulation, fit = plain, plain.fit(bounds)
+    starts = plain.fits(bounds)
+    simulation, fit = plain, starts[0]
     for _ in range(WHITENINGS):
         residuals = plain.pv - plain.columns(fit.t1, fit.t2, fit.delay) @ fit.linear
         if residuals @ residuals <= 1e-18 * (plain.pv @ plain.pv):
             break  # simulated data without noise: nothing to whiten
         simulation = Simulation(grid, integrating=integrating, whitening=whitening_of(residuals, NOISE_ORDER))
-        fit = simulation.fit(bounds)
+        fit = simulation.fit_from([fit, *starts])
     return simulation, fit
 
 
@@ -200,9 +201,9 @@ def _alike(simulation: Simulation, fit: Fit) -> tuple[float, ...]:
     found = [fit.delay]
     n, step = len(fit.residuals), max(simulation.grid.period, fit.bounds.delay / 60)
     for sign in (-1.0, 1.0):
-        late = fit.delay + sign * step
+        late, other = fit.delay + sign * step, fit
         while 0.0 <= late <= fit.bounds.delay:
-            other = simulation.fit(fit.bounds, delay=late)
+            other = simulation.fit_from([other], delay=late)
             if n * math.log(max(other.sum_squares, 1e-300) / max(fit.sum_squares, 1e-300)) > ALIKE:
                 break
             found.append(late)

@@ -16,6 +16,8 @@ LONGEST_GAP = 10.0
 """Of the usual period: a longer gap in the output cuts the record, since nobody knows what it was meanwhile."""
 MOST_CELLS = 20_000
 """Of the grid; a longer record is laid on a coarser one."""
+COARSER = 1.5
+"""Of the usual period: on a grid coarser than this the samples of each cell are taken together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,11 @@ def to_grid(record: Record, period: float | None = None) -> Grid:
     if record.setpoint is not None and np.isfinite(record.setpoint).any():
         told = np.isfinite(record.setpoint)
         setpoint = _held_means(record.t[told], record.setpoint[told], edges)
-    at = np.minimum((record.t[inside] - start) / period, float(cells))
+    at, pv = np.minimum((record.t[inside] - start) / period, float(cells)), record.pv[inside]
+    if period > COARSER * usual:
+        at, pv = _cell_means(at, pv)
     cut = int(sampled.sum() - inside.sum())
-    return Grid(period, _held_means(times, outs, edges), record.pv[inside], at, setpoint, cut)
+    return Grid(period, _held_means(times, outs, edges), pv, at, setpoint, cut)
 
 
 def _longest(times: Floats, gap: float) -> tuple[int, int]:
@@ -88,6 +92,14 @@ def _longest(times: Floats, gap: float) -> tuple[int, int]:
     breaks = [0, *(np.flatnonzero(np.diff(times) > gap) + 1).tolist(), len(times)]
     stretches = list(pairwise(breaks))
     return max(stretches, key=lambda ends: float(times[ends[1] - 1] - times[ends[0]]))
+
+
+def _cell_means(at: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Mean time and mean value of the samples in each cell that has any."""
+    cells, index = np.unique(np.floor(at), return_inverse=True)
+    count = np.bincount(index, minlength=len(cells))
+    means = [np.bincount(index, weights=one, minlength=len(cells)) / count for one in (at, values)]
+    return means[0], means[1]
 
 
 def _held_means(times: Floats, values: Floats, edges: Floats) -> Floats:

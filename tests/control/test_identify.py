@@ -112,6 +112,17 @@ def test_a_cell_of_the_grid_has_the_mean_of_what_was_held_in_it() -> None:
     assert grid.at[:3] == pytest.approx([0.0, 1.5, 2.5])
 
 
+def test_on_a_coarse_grid_the_samples_of_a_cell_are_taken_together() -> None:
+    whole = recorded(PLANTS["L/T 0.5"], "random", samples=900)
+    grid = to_grid(whole, period=3.0)
+    assert len(grid.out) == len(grid.pv) == 300
+    assert grid.at[:2] == pytest.approx([1 / 3, 4 / 3])
+    assert grid.pv[5] == pytest.approx(whole.pv[15:18].mean())
+    found = identify(whole, period=3.0)
+    assert found.model.k == pytest.approx(1.0, rel=0.05)
+    assert found.model.delay == pytest.approx(5.0, abs=1.0)
+
+
 @pytest.mark.parametrize(
     ("record", "what"),
     [
