@@ -114,7 +114,8 @@ def _now(config: Config, loop: LoopConfig) -> State | None:
     if seen["pv"] is None or seen["now"] is None:
         missing = loop.pv if seen["pv"] is None else loop.out
         raise Failure(f"the running agent has no good value of {'/'.join(missing)} now")
-    return State(seen["pv"], seen["now"], seen["pv"] if seen["sp"] is None else seen["sp"], seen["mode"])
+    setpoint = seen["pv"] if seen["sp"] is None else seen["sp"]
+    return State(seen["pv"], seen["now"], setpoint, seen["mode"], seen["reason"])
 
 
 def _resting_setpoint(config: Config, loop: LoopConfig) -> float:

@@ -39,12 +39,16 @@ DIGITS = 6
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a loop stands: PV, output and setpoint, each in its tag's unit. The process counts as at rest there."""
+    """Where a loop stands: PV, output and setpoint, each in its tag's unit. The process counts as at rest there.
+
+    reason: why the loop is not as wanted there, as its view says.
+    """
 
     pv: float
     out: float
     setpoint: float
     mode: str = "auto"
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +366,8 @@ def _notes(running: Loop, start: State, model: ModelConfig, steps: tuple[float, 
         notes.append(f"the loop would fail: {running.reason}")
     elif running.reason:
         notes.append(running.reason)
+    if start.reason and start.reason != running.reason:
+        notes.append(f"it starts as if all were well, but now: {start.reason}")
     if steps[1] > steps[0]:
         notes.append(f"simulated in steps of {steps[1]:g} s; the loop steps every {steps[0]:g} s")
     return tuple(notes)

@@ -135,6 +135,8 @@ class Comparisons:
             log.exception("loop %s: foretelling failed; this is a fault of the program", change.config.name)
 
     def _compare(self, one: _Followed, change: _Change, foretold: Foretold, now: float) -> None:
+        if foretold.controller == "predictive" and change.loop.reason is not None:
+            return  # a PID has run in its place meanwhile
         model = change.config.model
         found = hindsight.compare(foretold, change.trace, noise=0.0 if model is None else model.noise)
         if found is None:

@@ -99,4 +99,5 @@ def state_of(loop: Loop, inputs: Inputs) -> State:
     """Where a loop stands, for `whatif`; a setpoint that is not known yet is the PV."""
     shown = loop.setpoint.shown
     mode = "fail" if loop.failed else loop.mode
-    return State(inputs.pv.value, inputs.out.value, inputs.pv.value if math.isnan(shown) else shown, mode)
+    setpoint = inputs.pv.value if math.isnan(shown) else shown
+    return State(inputs.pv.value, inputs.out.value, setpoint, mode, loop.reason)

@@ -81,7 +81,7 @@ def test_json_csv_and_picture_are_of_one_run(tmp_path: Path, capsys: pytest.Capt
     words = ["--setpoint", "200", "--load", "-5", "--for", "10m", "--csv", str(table), "--plot", str(drawn)]
     found = asked(capsys, config, "heat", *words)
     assert (
-        found["from"] == {"pv": 150.0, "out": 65.0, "setpoint": 150.0, "mode": "auto"}
+        found["from"] == {"pv": 150.0, "out": 65.0, "setpoint": 150.0, "mode": "auto", "reason": None}
         and found["goal"] == 200.0
     )
     assert found["settling_s"] > 20 and found["load"]["peak"] > 1 and found["controller"] == "pid"
@@ -101,11 +101,28 @@ def test_it_starts_where_the_running_agent_has_the_loop(
 ) -> None:
     config = write_config(tmp_path)
     with daemon(tmp_path / "state", config) as agent:
-        seen = {"mode": "manual", "sp": 170.0, "pv": 160.0, "out": None, "now": 71.5, "every": 1.0}
+        seen = {
+            "mode": "manual",
+            "sp": 170.0,
+            "pv": 160.0,
+            "out": None,
+            "now": 71.5,
+            "every": 1.0,
+            "reason": None,
+        }
         agent.outcome = Outcome(True, result=seen)
         found = asked(capsys, config, "heat")
-        assert found["from"] == {"pv": 160.0, "out": 71.5, "setpoint": 170.0, "mode": "manual"}
+        assert found["from"] == {
+            "pv": 160.0,
+            "out": 71.5,
+            "setpoint": 170.0,
+            "mode": "manual",
+            "reason": None,
+        }
         assert found["goal"] == 170.0 and found["pv"][0] == 160.0 and "in manual" in found["notes"][0]
+        agent.outcome = Outcome(True, result={**seen, "mode": "fail", "reason": "PV not good"})
+        notes = asked(capsys, config, "heat")["notes"]
+        assert notes[-1] == "it starts as if all were well, but now: PV not good"
         agent.outcome = Outcome(True, result={**seen, "now": None})
         assert run(["whatif", config, "heat"]) == 1
         assert "no good value of oven/heater now" in capsys.readouterr().err

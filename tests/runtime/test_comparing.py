@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.config.types import Config, LoopConfig, ModelConfig
+from agent.config.types import Config, ControllerConfig, LoopConfig, ModelConfig
 from agent.control import hindsight
 from agent.control.hindsight import MOST_SAMPLES
 from agent.control.process import Process, with_error
@@ -209,3 +209,26 @@ def test_a_loop_that_is_gone_is_forgotten() -> None:
         assert compared(rig) is None
 
     play(story, modelled())
+
+
+def test_what_a_pid_did_in_place_of_the_model_is_not_held_against_it() -> None:
+    predictive = modelled(controller=ControllerConfig(type="predictive", kp=0.0))
+
+    async def fell_back(rig: Rig) -> None:
+        plant = Plant(
+            rig, with_error(MODEL, gain=4.0)
+        )  # it oscillates, and a third of the PID's gain takes over
+        await plant.turn(10)
+        to(rig, 60.0)
+        await plant.turn(200)
+        assert any(event.name == "loop_controller" for event in rig.events) and told(rig) == []
+
+    async def went_on(rig: Rig) -> None:
+        plant = Plant(rig)
+        await plant.turn(10)
+        to(rig, 60.0)
+        await plant.turn(150)
+        assert len(told(rig)) == 1
+
+    play(fell_back, predictive)
+    play(went_on, predictive)

@@ -50,7 +50,7 @@ def test_it_is_answered_from_where_the_loop_stands() -> None:
         assert outcome.ok and outcome.error is None
         wanted = foretell(
             rig.config.loops["oven"],
-            State(47.0, 41.0, 50.0),
+            State(47.0, 41.0, 50.0, reason="waiting for 3 good scans"),
             Hardware(rig.config.devices["plc"].tags["pv"].every),
             setpoint=60.0,
             load=2.0,
