@@ -12,6 +12,9 @@ from typing import Literal
 
 from agent.config.types import ModelConfig
 
+FILTER = 8.0
+"""The derivative's filter, td / FILTER, as the PID has it unless its `n` is given."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gains:
@@ -29,7 +32,12 @@ class Gains:
 
 
 def reduced(model: ModelConfig, period: float) -> tuple[float, float]:
-    """(lag, delay) of the model with one lag: half of the shorter lag goes to each (Skogestad's half rule)."""
+    """(lag, delay) of the model with one lag: half of the shorter lag goes to each (Skogestad's half rule).
+
+    Of one that oscillates: the time constant with which its swing dies down.
+    """
+    if model.damping < 1.0:
+        return model.t1 / model.damping, model.delay + period / 2
     slow, fast = max(model.t1, model.t2), min(model.t1, model.t2)
     if model.integrating:
         return math.inf, model.delay + model.t2 + period / 2
@@ -39,7 +47,7 @@ def reduced(model: ModelConfig, period: float) -> tuple[float, float]:
 def simc(model: ModelConfig, period: float) -> Gains:
     """PI by S. Skogestad (J. Process Control 13, 2003), closed-loop time constant max(delay, 2 periods).
 
-    Raises ValueError for a gain of 0.
+    Raises ValueError for a gain of 0, and for a process that oscillates.
     """
     lag, delay = _checked(model, period)
     closed = max(delay, 2 * period)
@@ -52,7 +60,10 @@ def simc(model: ModelConfig, period: float) -> Gains:
 
 
 def amigo_pid(model: ModelConfig, period: float) -> Gains:
-    """PID by Astrom & Hagglund, Advanced PID Control (2006), 7.4. Raises ValueError for a gain of 0."""
+    """PID by Astrom & Hagglund, Advanced PID Control (2006), 7.4.
+
+    Raises ValueError for a gain of 0, and for a process that oscillates.
+    """
     lag, delay = _checked(model, period)
     if model.integrating:
         return Gains("AMIGO PID", 0.45 / (model.k * delay), 8 * delay, 0.5 * delay, 0.5)
@@ -63,7 +74,10 @@ def amigo_pid(model: ModelConfig, period: float) -> Gains:
 
 
 def amigo_pi(model: ModelConfig, period: float) -> Gains:
-    """PI by Astrom & Hagglund, Advanced PID Control (2006), 7.3. Raises ValueError for a gain of 0."""
+    """PI by Astrom & Hagglund, Advanced PID Control (2006), 7.3.
+
+    Raises ValueError for a gain of 0, and for a process that oscillates.
+    """
     lag, delay = _checked(model, period)
     if model.integrating:
         return Gains("AMIGO PI", 0.35 / (model.k * delay), 13.4 * delay, 0.0, 0.5)
@@ -75,4 +89,6 @@ def amigo_pi(model: ModelConfig, period: float) -> Gains:
 def _checked(model: ModelConfig, period: float) -> tuple[float, float]:
     if model.k == 0.0:
         raise ValueError("a process of gain 0 cannot be controlled")
+    if model.damping < 1.0:
+        raise ValueError("the rules of SIMC and AMIGO are for processes that do not oscillate")
     return reduced(model, period)

@@ -13,7 +13,7 @@ import numpy as np
 from agent.config.types import Config, ControllerConfig, LoopConfig, ModelConfig
 from agent.control.compare import Plan, Run, plan, score, simulate, with_gains
 from agent.control.design import Design, design, interval_of
-from agent.control.gains import simc
+from agent.control.gains import Gains, simc
 from agent.control.mpc import Mpc
 from agent.control.pid import Pid
 from agent.control.robust import most_sensitive
@@ -75,10 +75,12 @@ def _grant(config: LoopConfig, period: float) -> Grant:
     if model.k == 0.0 or (model.k > 0.0) != (config.action == "reverse"):
         why = f"the model's gain {model.k:g} does not go with action {config.action}"
         return Grant(None, config.controller, why, 0.0)
-    gains = most_sensitive(model, period) or simc(model, period)
+    gains = _gains(model, period)
     pid = config.controller
+    if gains is None:
+        return Grant(None, pid, "no PID suits the model, to fall back on", 0.0)
     if pid.kp == 0.0:
-        pid = dataclasses.replace(pid, kp=abs(gains.kp), ti=gains.ti, td=gains.td)
+        pid = dataclasses.replace(pid, kp=abs(gains.kp), ti=gains.ti, td=gains.td, b=gains.b)
     runs = plan(config, model, interval_of(model, period))
     runs = dataclasses.replace(runs, noise=model.noise or NOISE * runs.step)
     if model.grade == "poor":
@@ -92,6 +94,11 @@ def _grant(config: LoopConfig, period: float) -> Grant:
     if math.isinf(least):
         why = f"the output would move more than {MOST_TRAVEL:g} times as much as under the PID"
     return Grant(None, pid, why, runs.noise)
+
+
+def _gains(model: ModelConfig, period: float) -> Gains | None:
+    found = most_sensitive(model, period)
+    return found if found is not None or model.damping < 1.0 else simc(model, period)
 
 
 def _choice(

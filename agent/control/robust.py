@@ -12,19 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.config.types import ModelConfig
-from agent.control.gains import Gains, reduced
+from agent.control.gains import FILTER, Gains, reduced
 from agent.control.process import held, split_delay
+from agent.control.responses import best_of
 
 Complex = NDArray[np.complex128]
 Floats = NDArray[np.float64]
 
 MOST = 1.5
 """The usual bound: the loop stays stable when the gain trebles or the phase is 38 degrees off."""
-RESONANCE, RESONANCE_INTEGRATING = 1.1, 1.3
-"""Bound on the largest of |C P / (1 + C P)|, for without it slow loops overshoot by a quarter and integrators swing."""
+RESONANCE = 1.5
+"""Bound on the largest of |C P / (1 + C P)|: without it a loop with an integrator would swing long."""
 FREQUENCIES = 400
-N = 8.0
 TIMES, DERIVATIVES = 28, 7
+SWINGING = 6.0
+"""Of ti: the longest td for a process that oscillates, whose poles zeros of the PID take away; others have a half."""
 
 
 def frequencies(model: ModelConfig, period: float) -> Floats:
@@ -51,7 +53,7 @@ def process_response(model: ModelConfig, period: float, w: Floats) -> Complex:
     return response
 
 
-def controller_response(ti: float, td: float, period: float, w: Floats, n: float = N) -> Complex:
+def controller_response(ti: float, td: float, period: float, w: Floats, n: float = FILTER) -> Complex:
     """(len(w),) response of the PID of gain 1 from error to output, as it is stepped."""
     back: Complex = np.exp(-1j * w * period)
     response: Complex = np.ones_like(back)
@@ -63,7 +65,7 @@ def controller_response(ti: float, td: float, period: float, w: Floats, n: float
     return response
 
 
-def sensitivity(model: ModelConfig, gains: Gains, period: float, n: float = N) -> float:
+def sensitivity(model: ModelConfig, gains: Gains, period: float, n: float = FILTER) -> float:
     """Ms of the loop; infinite where it is not stable or the gains drive the wrong way."""
     if gains.kp * model.k <= 0.0:
         return math.inf
@@ -84,32 +86,39 @@ def _stable(opened: Complex) -> bool:
 
 
 def most_sensitive(model: ModelConfig, period: float, *, most: float = MOST) -> Gains | None:
-    """The PID of greatest integral gain kp/ti whose Ms is at most `most`: the least integrated error after a load.
+    """The PID with the least error after a load and a step of the setpoint (`best_of`) whose Ms is at most `most`.
 
     None where there is none. For each ti and td the bound is a quadratic in kp at each frequency, so no gain is tried
     (after Astrom, Panagopoulos & Hagglund, Automatica 34, 1998).
     """
-    resonance = RESONANCE_INTEGRATING if model.integrating else RESONANCE
     w = frequencies(model, period)
     process = process_response(model, period, w)
     lag, delay = reduced(model, period)
     scale = delay + (min(lag, 20 * delay) if math.isfinite(lag) else 2 * delay)
-    times = np.geomspace(max(0.15 * scale, period), 12 * scale, TIMES)
-    longest = delay + (model.t2 if model.integrating else min(model.t1, model.t2))
-    rates = np.linspace(0.0, 0.6, DERIVATIVES) * longest
-    best: Gains | None = None
+    if model.damping < 1.0:
+        scale = delay + model.t1
+    rates = _rates(model, delay)
     sign = math.copysign(1.0, model.k)
-    for ti in times:
-        for td in rates[rates <= ti / 2]:
+    found = []
+    for ti in np.geomspace(max(0.15 * scale, period), 12 * scale, TIMES):
+        for td in rates[rates <= (ti / 2 if model.damping >= 1.0 else SWINGING * ti)]:
             shape = sign * controller_response(ti, td, period, w) * process
-            size = _largest(shape, most, resonance)
-            if size is None:
-                continue
-            if best is None or size / ti > abs(best.kp) / best.ti:
-                found = Gains(f"PID Ms {most:g}", sign * size, float(ti), float(td), 0.7)
-                if _stable(found.kp * sign * shape):
-                    best = found
-    return best
+            size = _largest(shape, most, RESONANCE)
+            if size is not None and _stable(size * shape):
+                found.append((sign * size, ti, td))
+    if not found:
+        return None
+    kp, ti, td = np.array(found).T
+    which, weight = best_of(model, kp, ti, td, period=period, scale=scale)
+    return Gains(f"PID Ms {most:g}", float(kp[which]), float(ti[which]), float(td[which]), weight)
+
+
+def _rates(model: ModelConfig, delay: float) -> Floats:
+    """(n,) derivative times to try, seconds, 0 first. `delay`: as `reduced` has it."""
+    if model.damping < 1.0:
+        return np.linspace(0.0, 1.2, 2 * DERIVATIVES - 1) * model.t1 / (2 * model.damping)
+    longest = delay + (model.t2 if model.integrating else min(model.t1, model.t2))
+    return np.linspace(0.0, 0.6, DERIVATIVES) * longest
 
 
 def _largest(shape: Complex, most: float, resonance: float) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from agent.config.types import LoopConfig, ModelConfig
 from agent.control.compare import Plan, Scores, plan, score, score_pid
-from agent.control.gains import amigo_pi, amigo_pid, simc
+from agent.control.gains import Gains, amigo_pi, amigo_pid, simc
 from agent.control.identify import Identified, identify
 from agent.control.predictive import Predictive
 from agent.control.record import Record
@@ -43,18 +43,24 @@ def tune(record: Record, loop: LoopConfig, period: float) -> Tuning:
     if found.grade == "poor" or model.k == 0.0:
         return Tuning(loop, period, found, model, {}, None)
     rows = compare(model, plan(loop, model, period, noise=model.noise))
-    wanted = "ms" if found.grade == "good" and "ms" in rows else "simc"
+    trusted = found.grade == "good" or model.damping < 1.0
+    wanted = "ms" if "ms" in rows and trusted else "simc" if "simc" in rows else None
     return Tuning(loop, period, found, model, rows, wanted)
 
 
 def compare(model: ModelConfig, runs: Plan) -> dict[str, Scores]:
-    """Rule -> what it gives with the product's own controllers; predictive only where the model is granted that."""
-    gains = {
-        "simc": simc(model, runs.period),
-        "amigo-pi": amigo_pi(model, runs.period),
-        "amigo-pid": amigo_pid(model, runs.period),
-        "ms": most_sensitive(model, runs.period),
-    }
+    """Rule -> what it gives with the product's own controllers; predictive only where the model is granted that.
+
+    SIMC and AMIGO have no rule for a process that oscillates.
+    """
+    gains: dict[str, Gains | None] = {}
+    if model.damping >= 1.0:
+        gains = {
+            "simc": simc(model, runs.period),
+            "amigo-pi": amigo_pi(model, runs.period),
+            "amigo-pid": amigo_pid(model, runs.period),
+        }
+    gains["ms"] = most_sensitive(model, runs.period)
     rounded = {
         rule: dataclasses.replace(one, kp=tidy(one.kp), ti=tidy(one.ti), td=tidy(one.td))
         for rule, one in gains.items()
@@ -89,6 +95,7 @@ def tidied(model: ModelConfig) -> ModelConfig:
         delay=tidy(model.delay),
         bias=tidy(model.bias),
         noise=tidy(model.noise),
+        damping=tidy(model.damping),
     )
 
 
