@@ -72,13 +72,17 @@ class Kill:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kill cost one device, and what it may: rows that were closed, and rows that were read and never closed."""
+    """What a kill cost one device, and what it may: rows that were closed, and rows that were read and never closed.
+
+    `times`: of all those, s before the kill.
+    """
 
     device: str
     closed: int
     closed_bound: float
     open: int
     open_bound: float
+    times: tuple[float, ...]
 
     @property
     def fault(self) -> bool:
@@ -129,21 +133,27 @@ def costs(kills: Sequence[Kill], audit: Audit, lost: Mapping[str, Sequence[float
     rows_of_span = SPAN / EVERY
     times = [kill.at for kill in kills]
     excused = set(audit.excused)
-    by_kill = {name: Counter(bisect.bisect_left(times, at) for at in ats) for name, ats in lost.items()}
     found = []
     for number, kill in enumerate(kills):
         rows = Counter[str]()
         for device, stream, seq, readings in kill.closed:
             if (device, stream, seq) in excused:
                 rows[device] += readings // WIDTH[device]
+        previous = times[number - 1] if number else 0.0
+        gone = {
+            name: tuple(round(kill.at - at, 1) for at in ats if previous < at <= kill.at)
+            for name, ats in lost.items()
+        }
         found.append(
             [
                 Cost(
                     device,
                     closed=rows[device],
                     closed_bound=rows_of_span + (max(BATCHES) + SLACK) / EVERY,
-                    open=by_kill[device][number] - rows[device],
-                    open_bound=(max(BATCHES) + SLACK) / EVERY + 1,  # the open batch, and what had just come
+                    open=len(gone[device]) - rows[device],
+                    # the open batch, as long as that while nobody listens, and what had just come
+                    open_bound=(max(SPAN, *BATCHES) + SLACK) / EVERY + 1,
+                    times=gone[device],
                 )
                 for device in lost
             ]
