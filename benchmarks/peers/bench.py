@@ -30,6 +30,7 @@ from load import large, small  # noqa: E402
 from modbus2mqtt import Modbus2mqtt, Modbus4mqtt  # noqa: E402
 from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
 from neighbours import dead_host, hole, silent_unit  # noqa: E402
+from nodered import NodeRed  # noqa: E402
 from outages import broker_down, broker_late, frozen, gone, killed  # noqa: E402
 from peer import Peer, Unavailable  # noqa: E402
 from table import table  # noqa: E402
@@ -60,6 +61,7 @@ PEERS: dict[str, type[Peer]] = {
     "modbus2mqtt": Modbus2mqtt,
     "modbus4mqtt": Modbus4mqtt,
     "thingsboard-gateway": Thingsboard,
+    "node-red": NodeRed,
 }
 INSTALL = "install"
 SECONDS, QUICK = 60.0, 10.0

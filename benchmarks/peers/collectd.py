@@ -63,13 +63,14 @@ class Collectd(Peer):
         for one in sorted(addresses):
             lines.append(f' <Data "{TAG.format(one)}">\n  RegisterBase {one}\n  RegisterType Uint16')
             lines.append(f'  RegisterCmd ReadHolding\n  Type gauge\n  Instance "{TAG.format(one)}"\n </Data>')
-        for device in job.devices:
-            lines.append(
-                f' <Host "{device.name}">\n  Address "127.0.0.1"\n  Port "{device.port}"\n  Interval 1'
-            )
-            lines.append(f'  <Slave {device.unit}>\n   Instance "{device.name}"')
-            lines += [f'   Collect "{TAG.format(one)}"' for one in device.registers]
-            lines.append("  </Slave>\n </Host>")
+        for port in dict.fromkeys(device.port for device in job.devices):
+            lines.append(f' <Host "h{port}">\n  Address "127.0.0.1"\n  Port "{port}"\n  Interval 1')
+            for device in job.devices:
+                if device.port == port:
+                    lines.append(f'  <Slave {device.unit}>\n   Instance "{device.name}"')
+                    lines += [f'   Collect "{TAG.format(one)}"' for one in device.registers]
+                    lines.append("  </Slave>")
+            lines.append(" </Host>")
         lines.append("</Plugin>")
         (folder / "collectd.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return Command(
