@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
 
-.PHONY: demo test soak lint types check lock clean
+.PHONY: demo test soak bench-peers lint types check lock clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
@@ -31,6 +31,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Edgetwin beside the tools that its users know: about an hour. ARGS="--quick" takes a few minutes, --help says more.
+bench-peers: $(STAMP)
+	$(BIN)/python benchmarks/peers/bench.py $(ARGS)
 
 # Writes requirements.lock anew from the ranges in pyproject.toml (needs pip-tools).
 lock:

@@ -32,7 +32,8 @@ from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
 from neighbours import dead_host, hole, silent_unit  # noqa: E402
 from nodered import NodeRed  # noqa: E402
 from outages import broker_down, broker_late, frozen, gone, killed  # noqa: E402
-from peer import Peer, Unavailable  # noqa: E402
+from peer import Device, Job, Peer, Unavailable  # noqa: E402
+from rig import rig  # noqa: E402
 from table import table  # noqa: E402
 from thingsboard import Thingsboard  # noqa: E402
 from writes import writes  # noqa: E402
@@ -64,7 +65,11 @@ PEERS: dict[str, type[Peer]] = {
     "node-red": NodeRed,
 }
 INSTALL = "install"
+FROM_NOTHING = "from nothing to the first value: s to install + s to start; commands; files to write"
+FIRST_WITHIN = 300.0
 SECONDS, QUICK = 60.0, 10.0
+QUICK_PEERS = ["edgetwin", "modpoll", "collectd"]
+QUICK_SCENARIOS = ["small", "large", "silent_unit", "hole", "broker_down"]
 
 
 def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
@@ -74,14 +79,26 @@ def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
         peer.folder.mkdir(parents=True, exist_ok=True)
         say(key, INSTALL)
         done = peer.install()
+        first = first_value(peer, peer.folder / "first")
         rows = {
-            "install: s; commands; files to write": f"{done.seconds:.0f}; {done.commands}; {peer.files}",
-            "install: MB on disk": f"{done.size / 1e6:.0f}",
+            FROM_NOTHING: f"{done.seconds:.0f} + {first}; {done.commands + 1}; {peer.files}",
+            "installed, MB": f"{done.size / 1e6:.0f}",
         }
         kept.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(kept.read_text(encoding="utf-8"))
     assert isinstance(rows, dict)
     return rows
+
+
+def first_value(peer: Peer, folder: Path) -> str:
+    """Seconds from its first start ever to its first value of 50 tags."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with rig(peer, folder) as bench:
+        bench.run(Job((Device("d1", bench.plc.port, 1, range(50)),), bench.port))
+        try:
+            return f"{bench.settle(FIRST_WITHIN):.1f}"
+        except TimeoutError as error:
+            return str(error)
 
 
 def measured(scenario: Scenario, peer: Peer, folder: Path, seconds: float) -> dict[str, str] | str:
@@ -111,14 +128,19 @@ def names(text: str, known: Sequence[str]) -> list[str]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peers", type=lambda text: names(text, list(PEERS)), default=list(PEERS))
-    parser.add_argument("--only", type=lambda text: names(text, list(SCENARIOS)), default=list(SCENARIOS))
+    parser.add_argument("--peers", type=lambda text: names(text, list(PEERS)), help=", ".join(PEERS))
+    parser.add_argument("--only", type=lambda text: names(text, list(SCENARIOS)), help=", ".join(SCENARIOS))
     parser.add_argument("--seconds", type=float, help="of each measurement of load; 60 unless given")
-    parser.add_argument("--quick", action="store_true", help="short measurements, Edgetwin and two others")
+    parser.add_argument(
+        "--quick", action="store_true", help="short measurements of a few things, beside two others"
+    )
     parser.add_argument("--again", action="store_true", help="install anew")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "peers")
     parser.add_argument("--out", type=Path, help="the table; build/peers/table.md unless given")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.peers = args.peers or (QUICK_PEERS if args.quick else list(PEERS))
+    args.only = args.only or (QUICK_SCENARIOS if args.quick else list(SCENARIOS))
+    return args
 
 
 def main() -> None:
@@ -132,7 +154,7 @@ def main() -> None:
             rows = results[peer.name] = dict(installed(key, peer, args.again))
         except Unavailable as error:
             say(key, "skipped:", error)
-            results[peer.name] = {"install: s; commands; files to write": f"not here: {error}"}
+            results[peer.name] = {FROM_NOTHING: f"not here: {error}"}
             continue
         for name in args.only:
             begin = time.monotonic()

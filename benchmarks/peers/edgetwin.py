@@ -54,6 +54,7 @@ class Edgetwin(PythonPeer):
         installed = Installed(time.monotonic() - begin, 2, size(self.venv) - empty)
         run([self.python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", str(ROOT)])
         (self.venv / "editable").touch()
+        shutil.rmtree(self._cache, ignore_errors=True)
         return installed
 
     def configure(self, folder: Path, job: Job) -> Command:
@@ -71,7 +72,13 @@ class Edgetwin(PythonPeer):
             lines += self._device(device, job)
         path = folder / "config.yaml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return self.command("run", str(path))
+        self._cache.mkdir(exist_ok=True)
+        return Command(self.command("run", str(path)).argv, {"CACHE_DIRECTORY": str(self._cache)})
+
+    @property
+    def _cache(self) -> Path:
+        """Of its compiled kernels."""
+        return self.venv.parent / "cache"
 
     @staticmethod
     def _device(device: Device, job: Job) -> list[str]:
