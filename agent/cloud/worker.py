@@ -5,10 +5,8 @@ The main loop only puts into its queue and never waits for it. paho's threads po
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import queue
 import random
 import threading
 from collections.abc import Callable, Iterable
@@ -21,6 +19,7 @@ from agent.cloud import payload
 from agent.cloud.batch import Batch, Batcher
 from agent.cloud.inbox import Answered, Future, Inbox
 from agent.cloud.journal import Journal
+from agent.cloud.mailbox import Mailbox
 from agent.cloud.outbox import Outbox
 from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
@@ -38,7 +37,8 @@ log = logging.getLogger("edgetwin.cloud")
 
 QUEUE_BOUND = 200_000
 """Records that may wait for the thread; above it rows are dropped and counted (the disk has been stuck for minutes)."""
-LONGEST_WAIT = 0.2
+LONGEST_WAIT = 0.5
+"""Seconds between two turns; rows and acknowledgements wait for the next one."""
 AT_ONCE = 2000
 """Records taken in one turn before anything is sent."""
 ALIVE_WITHIN = 60.0
@@ -74,6 +74,10 @@ class _Stop:
     deadline: float
 
 
+def _can_wait(item: Any) -> bool:
+    return isinstance(item, Row) or (isinstance(item, Note) and item.kind == "published")
+
+
 class Cloud:
     """What the service sees of the cloud side. `put` may be called from any thread and never blocks."""
 
@@ -94,7 +98,7 @@ class Cloud:
         self._clock = clock
         self._anchor = Anchor(clock)
         self._on_event = on_event or (lambda event: None)
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._queue = Mailbox(_can_wait)
         self._rows_dropped = 0
         self._beat = clock.mono()
         self._stopping: _Stop | None = None
@@ -182,7 +186,7 @@ class Cloud:
 
     def put(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
         """Hands one record over."""
-        if self._queue.qsize() > QUEUE_BOUND and isinstance(item, Row):
+        if len(self._queue) > QUEUE_BOUND and isinstance(item, Row):
             self._rows_dropped += 1
             return
         self._queue.put(item)
@@ -218,10 +222,9 @@ class Cloud:
 
     def _turn(self) -> bool:
         """One turn; True when the end is reached. A fault in one record is told and costs that record alone."""
-        with contextlib.suppress(queue.Empty):
-            self._guarded(self._handle, self._queue.get(timeout=self._wait()))
-            for _ in range(AT_ONCE):
-                self._guarded(self._handle, self._queue.get_nowait())
+        self._queue.wait(self._wait(), eager=self._eager())
+        for item in self._queue.take(AT_ONCE):
+            self._guarded(self._handle, item)
         now = self._clock.mono()
         self._beat = now
         self._guarded(self._work, now)
@@ -240,14 +243,21 @@ class Cloud:
                 log.exception("the cloud side stumbled over %s; this is a fault of the program", what)
 
     def _wait(self) -> float:
-        due = self._batcher.next_due(self._span())
-        wait = LONGEST_WAIT if due is None else min(LONGEST_WAIT, due - self._clock.mono())
-        return max(0.001, wait)
+        span = self._span()
+        due = self._batcher.next_due(span)
+        wait = min(LONGEST_WAIT, span)
+        return max(0.001, wait if due is None else min(wait, due - self._clock.mono()))
+
+    def _eager(self) -> bool:
+        """Whether an acknowledgement makes room for something that waits, or ends everything."""
+        waits = self._publisher.queue or self._outbox.waiting or self._store.next_memory() is not None
+        return self._uplink.online and bool(self._stopping or waits)
 
     def _handle(self, item: Any) -> None:
         match item:
             case Row():
-                self._batcher.add(item, self._clock.mono())
+                now = self._clock.mono()
+                self._batcher.add(item, min(now, max(item.t, now - LONGEST_WAIT)))
             case Snapshot():
                 self._publisher.snapshot = item
             case Event():

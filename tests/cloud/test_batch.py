@@ -27,6 +27,15 @@ def test_a_batch_closes_when_its_first_row_is_as_old_as_the_span() -> None:
     assert batcher.next_due(1.0) is None and list(batcher.take_all()) == []
 
 
+def test_what_is_due_soon_closes_along_with_what_is_due() -> None:
+    batcher = Batcher()
+    for device, t in (("press1", 10.0), ("press2", 10.05), ("press3", 10.2)):
+        batcher.add(row(device, t, 1), t)
+    assert list(batcher.take_due(10.99, 1.0)) == []
+    assert [device for device, _ in batcher.take_due(11.0, 1.0)] == ["press1", "press2"]
+    assert batcher.next_due(1.0) == 11.2
+
+
 def test_a_longer_span_holds_for_what_is_open_already() -> None:
     batcher = Batcher()
     batcher.add(row("press1", 10.0, 1), 10.0)
@@ -59,7 +68,8 @@ def test_every_row_leaves_once_and_in_order(steps: list[tuple[str, float, bool]]
         if look:
             closed = list(batcher.take_due(now, span))
             assert len({name for name, _ in closed}) == len(closed)
-            assert all(now - rows[0].t >= span for _, rows in closed)
+            assert all(now - rows[0].t >= (1.0 - batch.EARLY) * span for _, rows in closed)
+            assert not closed or any(now - rows[0].t >= span for _, rows in closed)
             taken += [one for _, rows in closed for one in rows]
     taken += [one for _, rows in batcher.take_all() for one in rows]
     for device in "abc":
