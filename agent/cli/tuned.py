@@ -44,7 +44,7 @@ def _found(identified: Identified, model: ModelConfig) -> list[str]:
         f"process: {_process(model)}",
         f"  gain  {model.k:g} +- {identified.k_error:.2g}{' per second' if model.integrating else ''}",
         f"  delay {model.delay:g} s +- {identified.delay_error:.2g} s",
-        f"  lags  {model.t1:g} s and {model.t2:g} s, together +- {identified.t_error:.2g} s",
+        _lags(identified, model),
         f"  explains {100 * max(identified.fit, 0.0):.0f} % of what the PV did; noise {model.noise:.2g}",
     ]
     if len(identified.delays) > 1:
@@ -54,9 +54,20 @@ def _found(identified: Identified, model: ModelConfig) -> list[str]:
     return lines
 
 
+def _lags(identified: Identified, model: ModelConfig) -> str:
+    if model.damping < 1.0:
+        return (
+            f"  swing t1 {model.t1:g} s +- {identified.t_error:.2g} s, "
+            f"damping {model.damping:g} +- {identified.damping_error:.2g}"
+        )
+    return f"  lags  {model.t1:g} s and {model.t2:g} s, together +- {identified.t_error:.2g} s"
+
+
 def _process(model: ModelConfig) -> str:
     below = "s " if model.integrating else ""
     lags = [lag for lag in ((model.t2,) if model.integrating else (model.t1, model.t2)) if lag > 0.0]
+    if model.damping < 1.0:
+        below, lags = f"({model.t1**2:.4g} s² + {2 * model.damping * model.t1:.4g} s + 1)", []
     below += "".join(f"({lag:g} s + 1)" for lag in lags)
     late = f" e^(-{model.delay:g} s)" if model.delay else ""
     return f"{model.k:g}{' / ' + below.strip() if below else ''}{late}"
@@ -73,6 +84,8 @@ def _table(found: Tuning, chosen: str | None) -> list[str]:
         "  IAE: integrated error after a step of the setpoint and after a load; travel: way of the output;"
     )
     lines.append("  worst: error with gain and delay 30 % off, over that without")
+    if found.model.damping < 1.0:
+        lines.append("  SIMC and AMIGO have no rule for a process that oscillates")
     return lines
 
 
@@ -115,6 +128,7 @@ def model_keys(model: ModelConfig) -> dict[str, str]:
         "k": f"{model.k:g}",
         "t1": f"{model.t1:g}s",
         "t2": f"{model.t2:g}s",
+        "damping": f"{model.damping:g}",
         "delay": f"{model.delay:g}s",
         "bias": f"{model.bias:g}",
         "integrating": str(model.integrating).lower(),

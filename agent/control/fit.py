@@ -7,8 +7,10 @@ routine data by a factor (L. Ljung, System Identification, 2nd ed., 4.2 and 10.2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from agent.control.record import Grid
 
 Floats = NDArray[np.float64]
+Form = Literal["settling", "integrating", "oscillating"]
+"""Two lags; an integrator and a lag; one that swings, with a damping below 1."""
 
 STARTS = 4
 """The best points of the coarse search that are refined."""
@@ -24,6 +28,7 @@ LAST_GAIN = 1e-7
 """Relative fall of the sum of squares at which a fit is done."""
 NEAR = 1e-4
 """Relative difference of two lags below which they count as equal in the closed form."""
+LEAST_DAMPING, MOST_DAMPING = 0.05, 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +41,28 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Lags and delay in seconds; `k` is per second for an integrating process.
+    """Lags and delay in seconds; `k` is per second for an integrating process. `damping`: 1 unless it oscillates.
 
-    linear: (3,) factors of `Simulation.columns`, the gain first. residuals: (n,), whitened as the simulation was.
+    linear: (q,) factors of `Simulation.columns`, the gain first. residuals: (n,), whitened as the simulation was.
     """
 
-    integrating: bool
+    form: Form
     t1: float
     t2: float
+    damping: float
     delay: float
     linear: Floats
     residuals: Floats
     bounds: Bounds
+
+    @property
+    def integrating(self) -> bool:
+        return self.form == "integrating"
+
+    @property
+    def point(self) -> Floats:
+        """(3,) what `Simulation.columns` takes."""
+        return np.array([self.t1, self.damping if self.form == "oscillating" else self.t2, self.delay])
 
     @property
     def k(self) -> float:
@@ -64,9 +79,9 @@ class Simulation:
     whitening: (p + 1,) polynomial, 1 first, by which PV and simulation are filtered so that the residuals become white.
     """
 
-    def __init__(self, grid: Grid, *, integrating: bool, whitening: Floats | None = None) -> None:
+    def __init__(self, grid: Grid, *, form: Form, whitening: Floats | None = None) -> None:
         self.grid = grid
-        self.integrating = integrating
+        self.form = form
         self.whitening = np.ones(1) if whitening is None else whitening
         self.cells = len(grid.out)
         self.start_out, self.start_pv = float(grid.out[0]), float(np.median(grid.pv[:5]))
@@ -76,22 +91,38 @@ class Simulation:
         self._edges: Floats = np.linspace(0.0, grid.period * self.cells, self.cells + 1)
         self._index = np.arange(self.cells + 1)
 
-    def columns(self, t1: float, t2: float, delay: float) -> Floats:
-        """(n, q): the PV for a gain of 1, a constant, and what an unknown state at the start leaves."""
+    def columns(self, t1: float, second: float, delay: float) -> Floats:
+        """(n, q): the PV for a gain of 1, a constant, and what an unknown state at the start leaves.
+
+        second: the other lag, or the damping of a process that oscillates.
+        """
         since = self._edges - delay
-        response = _ramp(since, t2) if self.integrating else _step(since, t1, t2)
-        pulse = np.diff(response)
+        pulse = np.diff(self._response(since, t1, second))
         moved = np.fft.irfft(np.fft.rfft(pulse, self._size) * self._spectrum, self._size)[: self.cells]
         at = self.grid.at
         seen = np.interp(at, self._index, np.concatenate([[0.0], moved]))
         seconds = at * self.grid.period
-        start = seconds if self.integrating else np.exp(-seconds / max(t1, t2, 1e-3 * self.grid.period))
-        plain = np.column_stack([seen, np.ones_like(seen), start])
+        plain = np.column_stack([seen, np.ones_like(seen), *self._starts(seconds, t1, second)])
         return np.column_stack([np.convolve(column, self.whitening, "valid") for column in plain.T])
 
-    def solve(self, t1: float, t2: float, delay: float) -> tuple[Floats, Floats]:
+    def _response(self, since: Floats, t1: float, second: float) -> Floats:
+        if self.form == "integrating":
+            return _ramp(since, second)
+        return _swing(since, t1, second) if self.form == "oscillating" else _step(since, t1, second)
+
+    def _starts(self, seconds: Floats, t1: float, second: float) -> list[Floats]:
+        """What is left after `seconds` of a state that was not at rest."""
+        if self.form == "integrating":
+            return [seconds]
+        if self.form == "settling":
+            return [np.exp(-seconds / max(t1, second, 1e-3 * self.grid.period))]
+        turned = math.sqrt(1.0 - second * second) / t1 * seconds
+        left = np.exp(-second / t1 * seconds)
+        return [left * np.cos(turned), left * np.sin(turned)]
+
+    def solve(self, t1: float, second: float, delay: float) -> tuple[Floats, Floats]:
         """(factors of the columns, residuals) of the least squares for these lags and this delay."""
-        columns = self.columns(t1, t2, delay)
+        columns = self.columns(t1, second, delay)
         scale = np.sqrt((columns * columns).sum(axis=0)) + 1e-300
         scaled = columns / scale
         gram = scaled.T @ scaled + 1e-12 * np.eye(columns.shape[1])
@@ -107,28 +138,35 @@ class Simulation:
         """The best fit that begins where others ended; `delay`: held at this value."""
         found = []
         for start in starts:
-            point = np.array([start.t1, start.t2, start.delay if delay is None else delay])
+            point = start.point
+            point[2] = start.delay if delay is None else delay
             found.append(self._refine(point, start.bounds, fixed=delay is not None))
         return min(found, key=lambda fit: fit.sum_squares)
 
     def _coarse(self, bounds: Bounds) -> list[Floats]:
         """Points of a coarse grid, best first."""
-        lags = np.geomspace(min(self.grid.period, bounds.lag) / 2, bounds.lag / 2, 9)
-        delays = _delays(self.grid.period, bounds.delay)
-        pairs = [(0.0, lag) for lag in lags[::2]] if self.integrating else []
-        if not self.integrating:
+        shortest, delays = min(self.grid.period, bounds.lag), _delays(self.grid.period, bounds.delay)
+        lags = np.geomspace(shortest / 2, bounds.lag / 2, 9)
+        if self.form == "integrating":
+            pairs = [(0.0, lag) for lag in lags[::2]]
+        elif self.form == "settling":
             pairs = [(lag, share * lag) for lag in lags for share in (0.0, 0.35, 1.0)]
+        else:
+            lags = np.geomspace(shortest, bounds.lag / 2, 16)
+            pairs = [(lag, damping) for lag in lags for damping in (0.12, 0.3, 0.6)]
         scored = []
-        for t1, t2 in pairs:
+        for t1, second in pairs:
             for late in delays:
-                residuals = self.solve(t1, t2, late)[1]
-                scored.append((float(residuals @ residuals), np.array([t1, t2, late])))
+                residuals = self.solve(t1, second, late)[1]
+                scored.append((float(residuals @ residuals), np.array([t1, second, late])))
         return [point for _, point in sorted(scored, key=lambda one: one[0])]
 
     def _refine(self, point: Floats, bounds: Bounds, *, fixed: bool) -> Fit:
         """Levenberg-Marquardt on lags and delay, the linear factors solved for at each point (variable projection)."""
-        free = [i for i in (0, 1, 2) if not (i == 0 and self.integrating) and not (i == 2 and fixed)]
-        high = np.array([bounds.lag, bounds.lag, bounds.delay])
+        free = [
+            i for i in (0, 1, 2) if not (i == 0 and self.form == "integrating") and not (i == 2 and fixed)
+        ]
+        low, high = self._box(bounds)
         linear, residuals = self.solve(*point)
         best, damping = float(residuals @ residuals), 1e-2
         for _ in range(ROUNDS):
@@ -140,7 +178,7 @@ class Simulation:
                 moved[free] -= np.linalg.solve(
                     gram + damping * np.diag(np.diag(gram) + 1e-12 * np.trace(gram) + 1e-300), pull
                 )
-                moved = np.clip(moved, 0.0, high)
+                moved = np.clip(moved, low, high)
                 tried, left = self.solve(*moved)
                 now = float(left @ left)
                 if now < best:
@@ -153,14 +191,32 @@ class Simulation:
             point, linear, residuals, damping = moved, tried, left, max(damping / 6.0, 1e-9)
             if gain < LAST_GAIN:
                 break
-        t1, t2 = (0.0, point[1]) if self.integrating else (max(point[:2]), min(point[:2]))
-        return Fit(self.integrating, float(t1), float(t2), float(point[2]), linear, residuals, bounds)
+        t1, t2, damping = 0.0, point[1], 1.0
+        if self.form == "settling":
+            t1, t2 = max(point[:2]), min(point[:2])
+        elif self.form == "oscillating":
+            t1, t2, damping = point[0], 0.0, point[1]
+        lags = float(t1), float(t2), float(damping)
+        return Fit(self.form, *lags, float(point[2]), linear, residuals, bounds)
+
+    def _box(self, bounds: Bounds) -> tuple[Floats, Floats]:
+        """(lowest, highest) of what `columns` takes."""
+        if self.form == "oscillating":
+            low = np.array([0.3 * self.grid.period, LEAST_DAMPING, 0.0])
+            return low, np.array([bounds.lag, MOST_DAMPING, bounds.delay])
+        return np.zeros(3), np.array([bounds.lag, bounds.lag, bounds.delay])
+
+    def nudge(self, point: Floats, i: int) -> float:
+        """By how much a parameter is moved to see what it does."""
+        if i == 1 and self.form == "oscillating":
+            return 1e-3
+        return float(max(1e-3 * point[i], 0.01 * self.grid.period))
 
     def slopes(self, point: Floats, free: list[int], high: Floats, residuals: Floats) -> Floats:
         """(n, len(free)): how the residuals move with lags and delay, by differences that stay within the bounds."""
         columns = np.empty((len(residuals), len(free)))
         for j, i in enumerate(free):
-            by = max(1e-3 * point[i], 0.01 * self.grid.period)
+            by = self.nudge(point, i)
             by = -by if point[i] + by > high[i] else by
             beside = point.copy()
             beside[i] += by
@@ -208,3 +264,11 @@ def _ramp(since: Floats, t2: float) -> Floats:
     """Unit step response of 1 / (s (t2 s + 1))."""
     t = np.maximum(since, 0.0)
     return t - t2 * -np.expm1(-t / t2) if t2 > 0.0 else t
+
+
+def _swing(since: Floats, t1: float, damping: float) -> Floats:
+    """Unit step response of 1 / (t1^2 s^2 + 2 damping t1 s + 1)."""
+    t = np.maximum(since, 0.0) / t1
+    speed = math.sqrt(1.0 - damping * damping)
+    swing: Floats = np.cos(speed * t) + damping / speed * np.sin(speed * t)
+    return 1.0 - np.exp(-damping * t) * swing

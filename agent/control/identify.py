@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from agent.config.types import ModelConfig
-from agent.control.fit import Bounds, Fit, Floats, Simulation, whitening_of
+from agent.control.fit import LEAST_DAMPING, Bounds, Fit, Floats, Form, Simulation, whitening_of
 from agent.control.misfit import misfit
 from agent.control.record import Grid, Record, to_grid
 from agent.control.source import Source, source_of
@@ -26,7 +26,7 @@ NOT_SETTLING = 0.35
 GOOD, FAIR = 0.05, 0.3
 """Highest standard error of the delay, as a share of delay + lags, for a grade."""
 GOOD_GAIN, FAIR_GAIN = 0.1, 0.25
-"""Highest standard error of the gain, as a share of it."""
+"""Highest standard error of the gain, as a share of it; of a damping too."""
 EXCITED_PEAK, EXCITED_TOTAL = 0.8, 8.0
 """Least effect on the PV of what moved the output from outside the loop, in multiples of the noise: at its largest, and
 over the record. Quiet loops with dead bands or coarse registers stayed below 0.4 and 5, experiments above 1 and 11."""
@@ -37,6 +37,11 @@ FOLLOWS = 0.22
 """Greatest misfit of a good model; one that oscillates has 0.2 to 0.35 on a model of lags, eight lags have 0.2."""
 NO_LAG = 0.5
 """Of the period: a lag this short cannot be told from a delay, and is no parameter of its own."""
+ALIKE_LAGS = 0.8
+"""Share of t1: a t2 above it is where the real lags end and a swing may begin."""
+CLEARLY, SWINGS = 20.0, 0.7
+"""Least fall of n log(sum of squares) by a swing (chi squared of 3 parameters: 16, 99.9 %), and its highest damping: it
+overshoots by 5 % then. Of 4 to 30 equal lags the best swing had 0.79 to 0.85."""
 ALIKE = 3.84
 """Rise of n log(sum of squares) below which another delay explains the record as well (chi squared, 95 %)."""
 
@@ -44,6 +49,8 @@ ALIKE = 3.84
 @dataclass(frozen=True, slots=True)
 class Identified:
     """The process found. Standard errors in the unit of what they belong to; NaN where the record tells nothing.
+
+    damping_error: 0 unless the process oscillates.
 
     `delays`: seconds, those that explain the record as well as the best one. `fit`: share of the PV's variation that
     the simulated process explains, which is no measure of trust in a closed loop. `why`: what keeps the grade down.
@@ -57,6 +64,7 @@ class Identified:
     k_error: float
     t_error: float
     delay_error: float
+    damping_error: float
     fit: float
     source: Source
     delays: tuple[float, ...]
@@ -82,21 +90,23 @@ def identify(record: Record, *, period: float | None = None) -> Identified:
             raise ValueError(f"the {what} never moves in this record")
     span = grid.period * len(grid.out)
     bounds = Bounds(LAG_SHARE * span, DELAY_SHARE * span)
-    fits = [_whitened(grid, bounds, integrating=form) for form in (False, True)]
-    simulation, fit = _chosen(fits, span)
+    lags, integrating = (_whitened(grid, bounds, form) for form in ("settling", "integrating"))
+    simulation, fit = _chosen([lags, integrating], span)
+    if lags[1].t2 > ALIKE_LAGS * lags[1].t1:
+        simulation, fit = _swinging((simulation, fit), _whitened(grid, bounds, "oscillating"))
     return _judged(grid, simulation, fit)
 
 
-def _whitened(grid: Grid, bounds: Bounds, *, integrating: bool) -> tuple[Simulation, Fit]:
+def _whitened(grid: Grid, bounds: Bounds, form: Form) -> tuple[Simulation, Fit]:
     """The fit with residuals that are white: a slow disturbance then counts as what it is, and not as many samples."""
-    plain = Simulation(grid, integrating=integrating)
+    plain = Simulation(grid, form=form)
     starts = plain.fits(bounds)
     simulation, fit = plain, starts[0]
     for _ in range(WHITENINGS):
-        residuals = plain.pv - plain.columns(fit.t1, fit.t2, fit.delay) @ fit.linear
+        residuals = plain.pv - plain.columns(*fit.point) @ fit.linear
         if residuals @ residuals <= 1e-18 * (plain.pv @ plain.pv):
             break  # simulated data without noise: nothing to whiten
-        simulation = Simulation(grid, integrating=integrating, whitening=whitening_of(residuals, NOISE_ORDER))
+        simulation = Simulation(grid, form=form, whitening=whitening_of(residuals, NOISE_ORDER))
         fit = simulation.fit_from([fit, *starts])
     return simulation, fit
 
@@ -113,16 +123,23 @@ def _chosen(fits: list[tuple[Simulation, Fit]], span: float) -> tuple[Simulation
     return fits[1] if worse < ALIKE or settling.t1 > NOT_SETTLING * span else fits[0]
 
 
+def _swinging(found: tuple[Simulation, Fit], swing: tuple[Simulation, Fit]) -> tuple[Simulation, Fit]:
+    """Oscillating where that explains the record clearly better and it is a swing: many lags look a little like one."""
+    plain, other = found[1], swing[1]
+    better = len(plain.residuals) * math.log(_innovation(plain) / max(_innovation(other), 1e-300))
+    return swing if better > CLEARLY and other.damping < SWINGS else found
+
+
 def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
-    k_error, t_error, delay_error = _errors(simulation, fit)
-    plain = Simulation(grid, integrating=fit.integrating)
-    simulated = plain.columns(fit.t1, fit.t2, fit.delay)
+    k_error, t_error, delay_error, damping_error = _errors(simulation, fit)
+    plain = Simulation(grid, form=fit.form)
+    simulated = plain.columns(*fit.point)
     residuals = plain.pv - simulated @ fit.linear
     source = source_of(grid, simulation, fit)
     delays = _alike(simulation, fit)
     variation = plain.pv - plain.pv.mean()
     explained = 1.0 - float(residuals @ residuals) / max(float(variation @ variation), 1e-300)
-    why, grade = _grade(simulation, fit, source, delays, (k_error, delay_error), explained)
+    why, grade = _grade(simulation, fit, source, delays, (k_error, delay_error, damping_error), explained)
     model = ModelConfig(
         k=fit.k,
         t1=fit.t1,
@@ -131,6 +148,7 @@ def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
         bias=_bias(simulation, fit),
         integrating=fit.integrating,
         grade=grade,
+        damping=fit.damping,
         noise=float(np.sqrt(fit.sum_squares / max(len(fit.residuals) - 6, 1))),
     )
     return Identified(
@@ -141,6 +159,7 @@ def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
         k_error=k_error,
         t_error=t_error,
         delay_error=delay_error,
+        damping_error=damping_error,
         fit=explained,
         source=source,
         delays=delays,
@@ -158,18 +177,19 @@ def _bias(simulation: Simulation, fit: Fit) -> float:
     return simulation.start_pv + float(fit.linear[1]) - fit.k * simulation.start_out
 
 
-def _errors(simulation: Simulation, fit: Fit) -> tuple[float, float, float]:
-    """Standard errors of gain, sum of lags and delay, from the Jacobian at the fit.
+def _errors(simulation: Simulation, fit: Fit) -> tuple[float, float, float, float]:
+    """Standard errors of gain, sum of lags, delay and damping, from the Jacobian at the fit.
 
     A delay at 0 stays a parameter, or its error could not be told.
     """
     lags = [i for i, lag in ((0, fit.t1), (1, fit.t2)) if lag > NO_LAG * simulation.grid.period]
-    free = [*lags, 2]
-    point = np.array([fit.t1, fit.t2, fit.delay])
+    swings = fit.form == "oscillating"
+    free = [*lags, *([1] if swings else []), 2]
+    point = fit.point
     columns = simulation.columns(*point)
     slopes = [columns]
     for i in free:
-        by = max(1e-3 * point[i], 0.01 * simulation.grid.period)
+        by = simulation.nudge(point, i)
         beside = point.copy()
         beside[i] += by
         slopes.append(((simulation.columns(*beside) - columns) @ fit.linear / by)[:, None])
@@ -179,7 +199,8 @@ def _errors(simulation: Simulation, fit: Fit) -> tuple[float, float, float]:
     covariance = _sandwich(jacobian / scale, fit.residuals) / np.outer(scale, scale)
     q = columns.shape[1]
     together = covariance[q : q + len(lags), q : q + len(lags)].sum() if lags else 0.0
-    return math.sqrt(covariance[0, 0]), math.sqrt(max(together, 0.0)), math.sqrt(covariance[-1, -1])
+    damping = math.sqrt(covariance[-2, -2]) if swings else 0.0
+    return math.sqrt(covariance[0, 0]), math.sqrt(max(together, 0.0)), math.sqrt(covariance[-1, -1]), damping
 
 
 def _sandwich(jacobian: Floats, residuals: Floats) -> Floats:
@@ -216,7 +237,7 @@ def _grade(
     fit: Fit,
     source: Source,
     delays: tuple[float, ...],
-    errors: tuple[float, float],
+    errors: tuple[float, float, float],
     explained: float,
 ) -> tuple[list[str], Grade]:
     """What keeps the grade down, in words, and the grade."""
@@ -245,6 +266,12 @@ def _grade(
         poor.append(f"the delay is known to {errors[1]:.2g} s only")
     elif delay_share > GOOD:
         fair.append(f"the delay is known to {errors[1]:.2g} s only")
+    if fit.damping <= 1.02 * LEAST_DAMPING:
+        poor.append(f"the damping is at its bound, {LEAST_DAMPING:g}: this hardly dies down by itself")
+    if errors[2] > GOOD_GAIN * fit.damping:
+        (fair if errors[2] <= FAIR_GAIN * fit.damping else poor).append(
+            f"the damping is known to {100 * errors[2] / fit.damping:.0f} % only"
+        )
     if len(delays) > 1 and delays[-1] - delays[0] > max(4 * GOOD * total, 2 * period):
         fair.append(f"delays from {delays[0]:.3g} to {delays[-1]:.3g} s explain the record alike")
     share = f"the process found explains {max(100 * explained, 0):.0f} % of what the PV did"
@@ -253,9 +280,7 @@ def _grade(
     elif explained < (EXPLAINED_INTEGRATING if fit.integrating else EXPLAINED):
         fair.append(f"{share}: it drifts, oscillates or is moved by something else")
     if source.kind == "outside" and misfit(simulation, fit) > FOLLOWS:
-        fair.append(
-            "the PV moves as no model of two lags does: it oscillates, goes the wrong way first or has more lags"
-        )
+        fair.append("the PV moves as the model found does not: it goes the wrong way first or has more lags")
     if source.kind == "setpoint":
         fair.append(
             "only the setpoint moved the loop, and the controller answered: the delay may be misjudged"

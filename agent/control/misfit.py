@@ -20,7 +20,7 @@ def misfit(simulation: Simulation, fit: Fit) -> float:
     0 where it may be chance. In a closed loop it says nothing, for there the residuals move the output.
     """
     grid = simulation.grid
-    response = fit.delay + 2.5 * (fit.t1 + fit.t2) + 4 * grid.period
+    response = fit.delay + 2.5 * (fit.t1 / fit.damping + fit.t2) + 4 * grid.period
     width = max(1, round(response / grid.period / LAGS))
     means = np.convolve(grid.out - grid.out[0], np.ones(width) / width)[: len(grid.out)]
     newest = np.rint(grid.at).astype(int) - 1
@@ -34,7 +34,7 @@ def misfit(simulation: Simulation, fit: Fit) -> float:
     left = fit.residuals - explained
     chance = float(left @ left) / max(len(left) - LAGS, 1)
     beyond = float(explained @ explained) - LAGS * chance
-    moved = fit.k * simulation.columns(fit.t1, fit.t2, fit.delay)[:, 0]
+    moved = fit.k * simulation.columns(*fit.point)[:, 0]
     moved = moved - moved.mean()
     if beyond <= (SURE - 1.0) * LAGS * chance:
         return 0.0

@@ -91,10 +91,8 @@ def _followed(moves: Floats, matrix: Floats) -> float:
 
 def _effect(grid: Grid, simulation: Simulation, fit: Fit, stirred: Floats) -> tuple[float, float]:
     """What `stirred`, through the process found, does to the whitened PV, over the noise: (its peaks, its norm)."""
-    alone = Simulation(
-        dataclasses.replace(grid, out=stirred), integrating=fit.integrating, whitening=simulation.whitening
-    )
-    columns = alone.columns(fit.t1, fit.t2, fit.delay)
+    alone = Simulation(dataclasses.replace(grid, out=stirred), form=fit.form, whitening=simulation.whitening)
+    columns = alone.columns(*fit.point)
     moved, others = fit.k * columns[:, 0], columns[:, 1:]
     moved = moved - others @ np.linalg.lstsq(others, moved, rcond=1e-10)[0]
     noise = max(float(np.sqrt(fit.residuals @ fit.residuals / len(fit.residuals))), 1e-300)

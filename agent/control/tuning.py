@@ -107,6 +107,7 @@ def body(tuning: Tuning) -> dict[str, Any]:
         "k_error": _plain(found.k_error),
         "lags_error": _plain(found.t_error),
         "delay_error": _plain(found.delay_error),
+        "damping_error": _plain(found.damping_error),
         "delays": [tidy(late) for late in found.delays],
         "fit": _plain(found.fit),
         "why": list(found.why),

@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from agent.config.types import ModelConfig
 from agent.control.identify import identify
+from agent.control.process import Process
 from agent.control.record import Record, to_grid
 from tests.control.records import PLANTS, recorded
 
@@ -149,7 +151,7 @@ def test_an_exact_simulation_without_noise_is_found_exactly() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_process_that_oscillates_is_not_good_for_prediction(seed: int) -> None:
+def test_a_process_that_oscillates_is_found_as_one(seed: int) -> None:
     """Damping 0.3, a period of 30 s: no two lags do that."""
     rng = np.random.default_rng(seed)
     fast, slow, out, rows = 0.0, 0.0, 0.0, []
@@ -162,8 +164,59 @@ def test_a_process_that_oscillates_is_not_good_for_prediction(seed: int) -> None
             slow += 0.05 * fast
     pv, outs = np.array(rows).T
     found = identify(Record(np.arange(600.0), pv.copy(), outs.copy()))
+    model = found.model
+    assert found.grade == "good"
+    assert (model.k, model.t1, model.damping) == pytest.approx((1.0, 5.0, 0.3), rel=0.03)
+    assert (model.t2, model.integrating, model.delay) == (0.0, False, pytest.approx(0.0, abs=0.15))
+    assert abs(model.damping - 0.3) < 4 * found.damping_error < 0.03
+
+
+@pytest.mark.parametrize("damping", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("kind", ["random", "bump", "steps"])
+def test_a_swing_is_found_however_the_loop_was_moved(kind: str, damping: float) -> None:
+    truth = ModelConfig(k=1.5, t1=6.0, damping=damping, delay=2.3)
+    found = identify(recorded(truth, kind))
+    assert found.grade == ("fair" if kind == "steps" else "good")
+    assert (found.model.k, found.model.t1) == pytest.approx((1.5, 6.0), rel=0.05)
+    assert found.model.damping == pytest.approx(damping, abs=0.04)
+    assert found.model.delay == pytest.approx(2.3, abs=0.3)
+
+
+def test_a_swing_with_an_answer_the_wrong_way_is_not_good_for_prediction() -> None:
+    """(1 - 6 s) / (25 s^2 + 3 s + 1): the swing is found, what comes before it is told."""
+    rng = np.random.default_rng(0)
+    fast, slow, out, rows = 0.0, 0.0, 0.0, []
+    for i in range(600):
+        if i >= 25 and i % 5 == 0:
+            out = rng.choice([-0.15, 0.15])
+        rows.append((slow - 6.0 * fast + 0.005 * rng.normal(), out))
+        for _ in range(20):
+            fast += 0.05 * ((out - slow) / 25 - 2 * 0.3 / 5 * fast)
+            slow += 0.05 * fast
+    pv, outs = np.array(rows).T
+    found = identify(Record(np.arange(600.0), pv.copy(), outs.copy()))
+    assert found.model.damping < 1.0
     assert found.grade == "fair"
-    assert any("no model of two lags" in why for why in found.why)
+    assert any("the wrong way first" in why for why in found.why)
+
+
+@pytest.mark.parametrize("lags", [4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_many_lags_are_not_taken_for_a_swing(lags: int, seed: int) -> None:
+    """A swing of damping 0.8 explains them better than two lags and a delay do, and is none."""
+    rng = np.random.default_rng(seed)
+    chain = [Process(ModelConfig(k=1.0, t1=2.0), 0.1, pv=0.0, out=0.0) for _ in range(lags)]
+    out, rows = 0.0, []
+    for i in range(500):
+        if i >= 25 and i % (2 * lags) == 0:
+            out = rng.choice([-0.15, 0.15])
+        rows.append((chain[-1].pv + 0.005 * rng.normal(), out))
+        for _ in range(10):
+            moved = out
+            for one in chain:
+                moved = one.step(moved)
+    pv, outs = np.array(rows).T
+    assert identify(Record(np.arange(500.0), pv.copy(), outs.copy())).model.damping == 1.0
 
 
 def test_a_record_that_something_else_moved_is_poor() -> None:
