@@ -16,6 +16,8 @@ from tests.e2e.vessel import PER_DEVICE, PER_EPOCH, VALVE, Served, constant
 
 SLACK = 1.0
 """Seconds that a busy machine may take to do what is due."""
+PER_START = 3
+"""Replies that are no reading when a device begins or changes: it is asked whether holes between tags shift values."""
 NEAR_BAD = TIMEOUT + 2 * EVERY + SLACK
 
 
@@ -159,3 +161,9 @@ def costs(kills: Sequence[Kill], audit: Audit, lost: Mapping[str, Sequence[float
             ]
         )
     return found
+
+
+def astray(kills: Sequence[Kill], lost: Sequence[float]) -> list[float]:
+    """Times of `unread` replies that no kill explains."""
+    longest = 2 * SPAN + max(BATCHES) + SLACK
+    return [at for at in lost if not any(0 <= kill.at - at <= longest for kill in kills)]

@@ -24,7 +24,16 @@ from agent.cloud.journal import VARIABLE, Entry, entries
 from tests.books import Reader, compare
 from tests.brokers import Mosquitto, TcpProxy, free_port, needs_mosquitto
 from tests.e2e.chaos import DEVICES, Act, Setting, plan
-from tests.e2e.chaos_accounts import Kill, Watchful, costs, unread, wrong_levels, wrong_writes
+from tests.e2e.chaos_accounts import (
+    PER_START,
+    Kill,
+    Watchful,
+    astray,
+    costs,
+    unread,
+    wrong_levels,
+    wrong_writes,
+)
 from tests.e2e.vessel import BEAT, Vessel
 
 pytestmark = [needs_mosquitto, pytest.mark.process, pytest.mark.timeout(1500)]
@@ -117,6 +126,8 @@ class Rig:
         self.closed: list[Entry] = []
         self.faults: dict[str, list[tuple[float, float]]] = {f"plc{n}": [] for n in DEVICES}
         self.begun: dict[int, float] = {}
+        self.changes = dict.fromkeys(self.faults, 0)
+        self.began = 0.0
 
     def write(self, setting: Setting) -> None:
         """The configuration file, whole at any time."""
@@ -125,6 +136,8 @@ class Rig:
         new.write_text(setting.text(self.daemon.folder, self.proxy.port, ports))
         new.replace(self.daemon.config)
         if setting.mistake is None:
+            self.changes["plc2"] += setting.extra != self.setting.extra
+            self.changes["plc3"] += setting.third != self.setting.third
             self.setting = setting
 
     def do(self, act: Act) -> None:
@@ -237,7 +250,7 @@ def test_whatever_happens_the_books_balance(rig: Rig) -> None:
     acts = plan(number, SECONDS, rig.setting)
     print(f"\nseed {number}: EDGETWIN_SEED={number}; {len(acts)} acts in {SECONDS:.0f} s")
     rig.reader.until(lambda: online(rig), PATIENCE, "the first batches")
-    began = time.monotonic()
+    rig.began = began = time.monotonic()
     for act in acts:
         while (left := began + act.at - time.monotonic()) > 0:
             rig.reader.listen(min(left, 0.5))
@@ -291,6 +304,12 @@ def _account(rig: Rig) -> list[str]:
             )
             print("  " + text)
             found += [text] if one.fault else []
+    for name, ats in lost.items():
+        times = [round(at - rig.began, 1) for at in astray(rig.kills, ats)]
+        bound = PER_START * (rig.daemon.runs + rig.changes[name])
+        text = f"{name}: {len(times)} replies far from a kill are no reading, of at most {bound}: {times} s"
+        print("  " + text)
+        found += [text] if len(times) > bound else []
     last = [entry for entry in rig.daemon.closed() if entry[:3] in audit.excused]
     found += [f"after the last kill {last} is lost"] if last else []
     found += [line for line in rig.daemon.lines if "Traceback" in line]
