@@ -149,7 +149,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, str]] = {}
     for key in args.peers:
-        peer = PEERS[key](args.work.resolve() / key)
+        peer = PEERS[key](args.work.resolve() / (PEERS[key].shares or key))
         try:
             rows = results[peer.name] = dict(installed(key, peer, args.again))
         except Unavailable as error:

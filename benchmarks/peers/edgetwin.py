@@ -33,13 +33,8 @@ ID = "bench"
 
 class Edgetwin(PythonPeer):
     name = "Edgetwin"
-    version = "this checkout"
     program = "edgetwin"
     extra = ""
-
-    @property
-    def venv(self) -> Path:
-        return self.folder.parent / "edgetwin" / "venv"
 
     def ready(self) -> bool:
         return super().ready() and (self.venv / "editable").exists()
@@ -112,4 +107,5 @@ class Edgetwin(PythonPeer):
 
 class Plain(Edgetwin):
     name = "Edgetwin, predict: off"
+    shares = "edgetwin"
     extra = "predict: off"

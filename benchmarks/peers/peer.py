@@ -85,7 +85,8 @@ class Peer(ABC):
     """One tool. `folder` is its own; nothing is installed outside it."""
 
     name: str
-    version: str
+    shares: str | None = None
+    """Another tool's key, where it is installed with that one."""
     files: int = 1
     """Configuration files to write before the first value."""
     hosts = True

@@ -1,10 +1,11 @@
 """A simulated PLC in a process of its own that keeps its own list of what it was asked and what it served.
 
-    python benchmarks/peers/plc.py --port P --control C [--delay 0.002] [--counter 1] [--no-log]
+    python benchmarks/peers/plc.py --port P --control C [--delay 0.002] [--counter 1] [--hosts 1]
 
 Modbus TCP; each connection is a device of its own, which answers `delay` seconds after a request, one request at a
 time. All units are alike. Register 1 of each unit counts the replies that held it, from `--counter` on: a reading is
 known by it. Every other register moves slowly in a triangle of its own until it is written. Functions 1-6, 15, 16.
+With --hosts it listens on so many addresses of loopback (`host(k)`).
 
 The control port takes a line of JSON and gives one back: {"log": true} what was asked since the last time, as
 [monotonic s, connection, unit, function, address, count, exception or 0, counter served or null, [values written]];
@@ -41,12 +42,16 @@ def value(address: int, now: float) -> int:
     return 1000 + int(abs(phase % (2 * HALF) - HALF))
 
 
+def host(k: int) -> str:
+    """The k-th address of loopback, from 127.0.0.1 on."""
+    return f"127.0.{k // 250}.{k % 250 + 1}"
+
+
 @dataclass
 class Units:
     """The memory behind all connections."""
 
     counter: int
-    logged: bool = True
     written: dict[tuple[int, int], int] = field(default_factory=dict)
     counters: dict[int, int] = field(default_factory=dict)
     holes: list[tuple[int, int]] = field(default_factory=list)
@@ -91,9 +96,8 @@ class Units:
         return list(struct.unpack(f">{count}H", pdu[6 : 6 + 2 * count])) if function == 16 else []
 
     def _note(self, *entry: Any) -> None:
-        if self.logged:
-            padding = (0, None, [])[len(entry) - 5 :]  # exception, served, written
-            self.log.append([time.monotonic(), *entry, *padding])
+        padding = (0, None, [])[len(entry) - 5 :]  # exception, served, written
+        self.log.append([time.monotonic(), *entry, *padding])
 
 
 class Connection(asyncio.Protocol):
@@ -148,7 +152,7 @@ def control(units: Units, line: bytes) -> Any:
     return "ok"
 
 
-async def serve(port: int, control_port: int, delay: float, units: Units) -> None:
+async def serve(port: int, control_port: int, delay: float, hosts: int, units: Units) -> None:
     """Until the process is killed."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,7 +162,9 @@ async def serve(port: int, control_port: int, delay: float, units: Units) -> Non
         writer.close()
 
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Connection(units, delay), "127.0.0.1", port, backlog=4096)
+    await loop.create_server(
+        lambda: Connection(units, delay), [host(k) for k in range(hosts)], port, backlog=64
+    )
     await asyncio.start_server(talk, "127.0.0.1", control_port)
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
@@ -183,8 +189,8 @@ class Asked:
 class Plc:
     """Starts, freezes, kills and restarts one such process; holds what it has told so far in `log`."""
 
-    def __init__(self, port: int, control_port: int, *, delay: float = 0.002, logged: bool = True) -> None:
-        self.port, self.control_port, self.delay, self.logged = port, control_port, delay, logged
+    def __init__(self, port: int, control_port: int, *, delay: float = 0.002, hosts: int = 1) -> None:
+        self.port, self.control_port, self.delay, self.hosts = port, control_port, delay, hosts
         self.log: list[Asked] = []
         self._starts = 0
         self._units: defaultdict[str, list[Any]] = defaultdict(list)
@@ -194,7 +200,7 @@ class Plc:
         """Returns when it listens. Each start counts on from 10,000 higher."""
         args = [sys.executable, str(Path(__file__)), "--port", str(self.port)]
         args += ["--control", str(self.control_port), "--delay", str(self.delay)]
-        args += ["--counter", str(1 + 10_000 * self._starts), *([] if self.logged else ["--no-log"])]
+        args += ["--counter", str(1 + 10_000 * self._starts), "--hosts", str(self.hosts)]
         self._starts += 1
         self._process = subprocess.Popen(args, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
@@ -265,10 +271,9 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.002)
     parser.add_argument("--counter", type=int, default=1)
-    parser.add_argument("--no-log", action="store_true", help="keep no list of requests")
+    parser.add_argument("--hosts", type=int, default=1)
     args = parser.parse_args()
-    units = Units(counter=args.counter, logged=not args.no_log)
-    asyncio.run(serve(args.port, args.control, args.delay, units))
+    asyncio.run(serve(args.port, args.control, args.delay, args.hosts, Units(counter=args.counter)))
 
 
 if __name__ == "__main__":
