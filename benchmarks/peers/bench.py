@@ -134,6 +134,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="short measurements of a few things, beside two others"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="keep the figures of the last run that are not measured now"
+    )
     parser.add_argument("--again", action="store_true", help="install anew")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "peers")
     parser.add_argument("--out", type=Path, help="the table; build/peers/table.md unless given")
@@ -147,11 +150,15 @@ def main() -> None:
     args = arguments()
     seconds = args.seconds or (QUICK if args.quick else SECONDS)
     args.work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, str]] = {}
+    kept = args.work / "results.json"
+    results: dict[str, dict[str, str]] = (
+        json.loads(kept.read_text("utf-8")) if args.add and kept.exists() else {}
+    )
     for key in args.peers:
         peer = PEERS[key](args.work.resolve() / (PEERS[key].shares or key))
         try:
-            rows = results[peer.name] = dict(installed(key, peer, args.again))
+            rows = results.setdefault(peer.name, {})
+            rows |= installed(key, peer, args.again)
         except Unavailable as error:
             say(key, "skipped:", error)
             results[peer.name] = {FROM_NOTHING: f"not here: {error}"}
@@ -161,7 +168,7 @@ def main() -> None:
             found = measured(SCENARIOS[name], peer, args.work.resolve() / "runs" / key / name, seconds)
             rows |= found if isinstance(found, dict) else {f"{name}: not measured": found}
             say(key, name, f"{time.monotonic() - begin:.0f} s", json.dumps(found, ensure_ascii=False))
-            (args.work / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+            kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
     head = (
         f"{platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {seconds:g} s"
     )
