@@ -115,4 +115,4 @@ def test_outbox_batch(tmp_path: Path) -> None:
 
     long = batches("40s")
     assert batches("5s") > 2 * max(1, long)
-    assert batches("40s", durable=True) > 5 * max(1, long)
+    assert batches("40s", durable=True) > 2 * max(1, long)
