@@ -131,7 +131,7 @@ def test_eastron_sdm120() -> None:
     )
     device = device_of("eastron-sdm120")
     values = polled(device, Make(4, words, longest=60), cautious=True)  # the holes are refused
-    bears = Make(4, {address: 0 for address in range(400)} | words, longest=60)
+    bears = Make(4, dict.fromkeys(range(400), 0) | words, longest=60)
     assert polled(device, bears) == values
     assert len(plan_device(device)) < len(plan_device(device, cautious=True))
     wanted = {
