@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from agent.config.types import ControllerConfig, LoopConfig, ModelConfig
 from agent.control.gains import Gains, amigo_pid, simc
-from agent.control.identify import identify
+from agent.control.identify import bounds_of, identify, whitened
 from agent.control.pid import Pid
 from agent.control.predictive import Predictive
-from agent.control.record import Record
+from agent.control.record import Record, to_grid
 from agent.control.robust import most_sensitive
 
 Floats = NDArray[np.float64]
@@ -180,21 +180,29 @@ def simple_pid(gains: Gains) -> Stepper:
 
     def step(setpoint: float, pv: float) -> float:
         pid.setpoint = setpoint
-        return float(pid(pv, dt=1.0))
+        out = pid(pv, dt=1.0)
+        return 0.0 if out is None else float(out)
 
     return step
 
 
-def controllers(model: ModelConfig) -> dict[str, Callable[[], Stepper]]:
-    """Name -> a fresh one, the first is what the others are compared with."""
-    rule, sensitive, amigo = simc(model, 1.0), most_sensitive(model, 1.0), amigo_pid(model, 1.0)
+def two_lags(recorded: Record) -> ModelConfig:
+    """The best two lags and delay, which SIMC and AMIGO need where the process oscillates."""
+    grid = to_grid(recorded, None)
+    _, fit = whitened(grid, bounds_of(grid), "settling")
+    return ModelConfig(k=fit.k, t1=fit.t1, t2=fit.t2, delay=fit.delay)
+
+
+def controllers(model: ModelConfig, lags: ModelConfig) -> dict[str, Callable[[], Stepper]]:
+    """Name -> a fresh one, the first is what the others are compared with. lags: the model for SIMC and AMIGO."""
+    rule, amigo, sensitive = simc(lags, 1.0), amigo_pid(lags, 1.0), most_sensitive(model, 1.0)
     found: dict[str, Callable[[], Stepper]] = {}
     if find_spec("simple_pid") is not None:
         found["simple-pid, SIMC PI"] = lambda: simple_pid(rule)
     else:
-        plain = loop_of(model, dataclasses.replace(rule, b=1.0))
+        plain = loop_of(lags, dataclasses.replace(rule, b=1.0))
         found["own PI, SIMC, b 1"] = lambda: ours(lambda: Pid(plain, 1.0))
-    found["2-DOF PID, AMIGO"] = lambda: ours(lambda: Pid(loop_of(model, amigo), 1.0))
+    found["2-DOF PID, AMIGO"] = lambda: ours(lambda: Pid(loop_of(lags, amigo), 1.0))
     if sensitive is not None:
         found["2-DOF PID, Ms 1.5"] = lambda: ours(lambda: Pid(loop_of(model, sensitive), 1.0))
     predictive = loop_of(model, None, "predictive")
@@ -208,11 +216,13 @@ Row = tuple[float, float, float, float, float, float]
 
 def measure(plant: Plant, seed: int, trusted: bool) -> tuple[ModelConfig, str, dict[str, Row]]:
     """The model, what the predictive loop says of itself, and a row for each controller."""
-    model = identify(record(plant, seed)).model
+    recorded = record(plant, seed)
+    model = identify(recorded).model
+    lags = model if model.damping == 1.0 else two_lags(recorded)
     if trusted:
         model = dataclasses.replace(model, grade="good")
     rows = {}
-    for name, make in controllers(model).items():
+    for name, make in controllers(model, lags).items():
         right = run(plant, make(), seed)
         whole = right.setpoint + right.load
         others = [run(plant, make(), seed, error) for error in (*ERRORS, TWICE)]
@@ -255,7 +265,8 @@ def main() -> None:
                     rows.setdefault(controller, []).append(row)
                 if args.each:
                     print(f"{name} seed {seed}: k {model.k:.3g} t1 {model.t1:.3g} t2 {model.t2:.3g}", end=" ")
-                    print(f"delay {model.delay:.3g} noise {model.noise:.2g} {model.grade}; {reason}")
+                    print(f"damping {model.damping:.3g} delay {model.delay:.3g}", end=" ")
+                    print(f"noise {model.noise:.2g} {model.grade}; {reason}")
                     for controller, row in found.items():
                         print(f"    {controller:24}", *(f"{value:8.2f}" for value in row))
         show_group(group, rows)

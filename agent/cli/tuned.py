@@ -85,6 +85,7 @@ def _table(found: Tuning, chosen: str | None) -> list[str]:
     )
     lines.append("  worst: error with gain and delay 30 % off, over that without")
     if found.model.damping < 1.0:
+        lines[-1] += ", or with a t1 15 % off"
         lines.append("  SIMC and AMIGO have no rule for a process that oscillates")
     return lines
 

@@ -23,6 +23,8 @@ STEP_SHARE, LOAD_SHARE = 0.1, 0.1
 """Of the output's range: what the step of the setpoint needs of it in the end, and the load."""
 ERRORS = ((1.3, 1.3), (1.3, 1.0), (0.7, 1.0), (1.0, 0.7))
 """Factors of gain and delay that the process may have over its model."""
+SWINGS = (0.85, 1.15)
+"""Factors of T1, besides, where it oscillates: a spring 30 % stiffer has 30 % less gain and swings 15 % faster."""
 LEAST, MOST = 100, 6000
 """Steps of each half of a run."""
 SEED = 1
@@ -107,9 +109,10 @@ def score(name: str, make: Callable[[], Controller], model: ModelConfig, plan: P
     """A controller that `make` makes anew for each run."""
     right = simulate(make(), model, plan)
     whole = sum(_iae(right, plan))
-    wrong = [
-        sum(_iae(simulate(make(), with_error(model, gain=k, delay=late), plan), plan)) for k, late in ERRORS
-    ]
+    others = [with_error(model, gain=k, delay=late) for k, late in ERRORS]
+    if model.damping < 1.0:
+        others += [with_error(model, t1=t1) for t1 in SWINGS]
+    wrong = [sum(_iae(simulate(make(), other, plan), plan)) for other in others]
     half = plan.half
     iae_setpoint, iae_load = _iae(right, plan)
     return Scores(

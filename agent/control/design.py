@@ -18,14 +18,16 @@ TRUST, DRIFT = 0.4, 0.075
 """Shares of a surprise; a DRIFT above TRUST / 5 is fragile."""
 REACH = 0.7
 """The horizon ends a little after a step response is that far."""
+SWING = 1.5
+"""Times T for a swing, whose horizon is two dead times longer: with both it bears twice the gain."""
 SHORTEST = 8
 AFTER_DEAD = 12
 """Intervals of the horizon after the dead time: at least, and with an integrator."""
 MOVE_WEIGHT = 0.3
 """Of a move against the mean square of the step response."""
 FLAT_WEIGHT = 3.2
-"""Added to it for two lags that are alike: a response that starts flat asks for large moves at first, just where a
-process with more lags, or with a zero, is another one than its model."""
+"""Added to it for two lags that are alike, and for a swing: a response that starts flat asks for large moves at first,
+just where a process with more lags, or with a zero, is another one than its model."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def design(
     """Generalised predictive control of this process, stepped every `period` seconds.
 
     The setpoint is approached with 0.2 (L + T) + 0.2 L, or 0.7 (L + T) where `slow`; L and T from the step response
-    (dead time, and time to 63 % after it). `rate`: of the output, per second. Raises ValueError for a gain of 0.
+    (dead time, and time to 63 % after it, SWING times that for a swing). `rate`: of the output, per second.
+    Raises ValueError for a gain of 0.
     """
     if model.k == 0.0 or not math.isfinite(model.k):
         raise ValueError("a process of gain 0 cannot be controlled")
@@ -81,12 +84,16 @@ def design(
 def interval_of(model: ModelConfig, period: float) -> float:
     """Seconds between two plans of a loop that steps every `period` seconds."""
     lags = model.t2 if model.integrating else model.t1 + model.t2
+    if model.damping < 1.0:
+        lags = math.pi * model.t1
     return period * max(1, math.ceil((model.delay + lags) / (MOST_INTERVALS * period)))
 
 
 def _move_weight(model: ModelConfig) -> float:
     both = (model.t1 + model.t2) ** 2
     alike = 4.0 * model.t1 * model.t2 / both if both > 0.0 and not model.integrating else 0.0
+    if model.damping < 1.0:
+        alike = 1.0
     return MOVE_WEIGHT + FLAT_WEIGHT * alike
 
 
@@ -114,5 +121,8 @@ def _shape(model: ModelConfig, interval: float, dead: int) -> tuple[int, float, 
     lags = (model.t1 + model.t2) / interval
     response = _step_response(model, interval, math.ceil(dead + 3.0 * lags) + 3) / model.k
     most = int(np.argmax(response > 0.63)) + 1
+    lag = max(most - rising, 1.0)
     horizon = max(dead + SHORTEST, dead + int(np.argmax(response > REACH)) + 3)
-    return horizon, max(most - rising, 1.0) * interval, rising * interval
+    if model.damping < 1.0:
+        horizon, lag = horizon + 2 * dead, SWING * lag
+    return horizon, lag * interval, rising * interval

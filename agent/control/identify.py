@@ -89,15 +89,21 @@ def identify(record: Record, *, period: float | None = None) -> Identified:
         if np.ptp(values) <= 1e-12 * max(float(np.abs(values).max()), 1e-300):
             raise ValueError(f"the {what} never moves in this record")
     span = grid.period * len(grid.out)
-    bounds = Bounds(LAG_SHARE * span, DELAY_SHARE * span)
-    lags, integrating = (_whitened(grid, bounds, form) for form in ("settling", "integrating"))
+    bounds = bounds_of(grid)
+    lags, integrating = (whitened(grid, bounds, form) for form in ("settling", "integrating"))
     simulation, fit = _chosen([lags, integrating], span)
     if lags[1].t2 > ALIKE_LAGS * lags[1].t1:
-        simulation, fit = _swinging((simulation, fit), _whitened(grid, bounds, "oscillating"))
+        simulation, fit = _swinging((simulation, fit), whitened(grid, bounds, "oscillating"))
     return _judged(grid, simulation, fit)
 
 
-def _whitened(grid: Grid, bounds: Bounds, form: Form) -> tuple[Simulation, Fit]:
+def bounds_of(grid: Grid) -> Bounds:
+    """What a record of this length could tell at most."""
+    span = grid.period * len(grid.out)
+    return Bounds(LAG_SHARE * span, DELAY_SHARE * span)
+
+
+def whitened(grid: Grid, bounds: Bounds, form: Form) -> tuple[Simulation, Fit]:
     """The fit with residuals that are white: a slow disturbance then counts as what it is, and not as many samples."""
     plain = Simulation(grid, form=form)
     starts = plain.fits(bounds)

@@ -100,9 +100,9 @@ class Process:
         return self.pv
 
 
-def with_error(model: ModelConfig, *, gain: float = 1.0, delay: float = 1.0) -> ModelConfig:
-    """The same process with its gain and its delay times these factors; a `Process` still starts at rest with it."""
-    return dataclasses.replace(model, k=model.k * gain, delay=model.delay * delay)
+def with_error(model: ModelConfig, *, gain: float = 1.0, delay: float = 1.0, t1: float = 1.0) -> ModelConfig:
+    """The same process with gain, delay and T1 times these factors; a `Process` still starts at rest with it."""
+    return dataclasses.replace(model, k=model.k * gain, delay=model.delay * delay, t1=model.t1 * t1)
 
 
 def resting_output(model: ModelConfig, pv: float) -> float:
