@@ -12,6 +12,10 @@ LARGEST = 50_000
 EARLY = 0.1
 """Share of its span by which a batch may close early, along with another one: sending both at once is cheaper."""
 
+AHEAD = 0.05
+"""Seconds, a twentieth of the span at most, by which a batch closes before its span is over: where scans come in the
+rhythm of the batches, each then belongs to one of them, and not by chance to this or the next."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -47,10 +51,11 @@ class Batcher:
         self._readings[row.device] += len(row.tags)
 
     def take_due(self, now: float, span: float) -> Iterator[tuple[str, list[Row]]]:
-        """Closes and yields the batches that are `span` seconds old or full: (device, rows in order of arrival).
+        """Closes and yields the batches whose `span` (s) is over or that are full: (device, rows in order of arrival).
 
         Along with one that is due come those that will be soon.
         """
+        span = lasts(span)
         if any(now - opened >= span for opened in self._opened.values()):
             span *= 1.0 - EARLY
         due = [
@@ -68,8 +73,13 @@ class Batcher:
 
     def next_due(self, span: float) -> float | None:
         """When the oldest open batch closes; None when none is open."""
-        return min(self._opened.values()) + span if self._opened else None
+        return min(self._opened.values()) + lasts(span) if self._opened else None
 
     def _take(self, device: str) -> list[Row]:
         del self._opened[device], self._readings[device]
         return self._rows.pop(device)
+
+
+def lasts(span: float) -> float:
+    """Seconds from the first reading of a batch to its end, where batches cover `span` seconds."""
+    return span - min(AHEAD, span / 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,17 +12,17 @@ from agent.twin.records import Row
 from tests.cloud.harness import row
 
 
-def test_a_batch_closes_when_its_first_row_is_as_old_as_the_span() -> None:
+def test_a_batch_closes_a_moment_before_its_first_row_is_as_old_as_the_span() -> None:
     batcher = Batcher()
     assert batcher.next_due(1.0) is None
     batcher.add(row("press1", 10.0, 1), 10.0)
     batcher.add(row("press2", 10.4, 1), 10.4)
     batcher.add(row("press1", 10.9, 2), 10.9)
-    assert batcher.next_due(1.0) == 11.0
-    assert list(batcher.take_due(10.99, 1.0)) == []
-    [(device, rows)] = batcher.take_due(11.0, 1.0)
+    assert batcher.next_due(1.0) == pytest.approx(10.95)
+    assert list(batcher.take_due(10.94, 1.0)) == []
+    [(device, rows)] = batcher.take_due(10.951, 1.0)
     assert device == "press1" and [one.t for one in rows] == [10.0, 10.9]
-    assert batcher.next_due(1.0) == 11.4
+    assert batcher.next_due(1.0) == pytest.approx(11.35)
     batcher.add(row("press1", 11.2, 3), 11.2)
     assert [device for device, _ in batcher.take_all()] == ["press2", "press1"]
     assert batcher.next_due(1.0) is None and list(batcher.take_all()) == []
@@ -31,16 +32,28 @@ def test_what_is_due_soon_closes_along_with_what_is_due() -> None:
     batcher = Batcher()
     for device, t in (("press1", 10.0), ("press2", 10.05), ("press3", 10.2)):
         batcher.add(row(device, t, 1), t)
-    assert list(batcher.take_due(10.99, 1.0)) == []
-    assert [device for device, _ in batcher.take_due(11.0, 1.0)] == ["press1", "press2"]
-    assert batcher.next_due(1.0) == 11.2
+    assert list(batcher.take_due(10.94, 1.0)) == []
+    assert [device for device, _ in batcher.take_due(10.951, 1.0)] == ["press1", "press2"]
+    assert batcher.next_due(1.0) == pytest.approx(11.15)
+
+
+def test_scans_in_the_rhythm_of_the_batches_fall_evenly_to_them() -> None:
+    for every, span, each in ((1.0, 1.0, 1), (0.25, 1.0, 4), (1.0, 10.0, 10), (0.1, 0.5, 5)):
+        batcher, sizes, now = Batcher(), [], 0.0
+        for number in range(100):
+            at = number * every + 0.003 * (number % 3)  # a little late, sometimes
+            while now < at:
+                sizes += [len(rows) for _, rows in batcher.take_due(now, span)]
+                now += 0.001
+            batcher.add(row("press1", at, number), at)
+        assert set(sizes[1:]) == {each}
 
 
 def test_a_longer_span_holds_for_what_is_open_already() -> None:
     batcher = Batcher()
     batcher.add(row("press1", 10.0, 1), 10.0)
     assert list(batcher.take_due(11.0, 20.0)) == []
-    assert batcher.next_due(20.0) == 30.0
+    assert batcher.next_due(20.0) == pytest.approx(29.95)
 
 
 def test_a_full_batch_closes_before_its_time() -> None:
@@ -68,8 +81,8 @@ def test_every_row_leaves_once_and_in_order(steps: list[tuple[str, float, bool]]
         if look:
             closed = list(batcher.take_due(now, span))
             assert len({name for name, _ in closed}) == len(closed)
-            assert all(now - rows[0].t >= (1.0 - batch.EARLY) * span for _, rows in closed)
-            assert not closed or any(now - rows[0].t >= span for _, rows in closed)
+            assert all(now - rows[0].t >= (1.0 - batch.EARLY) * batch.lasts(span) for _, rows in closed)
+            assert not closed or any(now - rows[0].t >= batch.lasts(span) for _, rows in closed)
             taken += [one for _, rows in closed for one in rows]
     taken += [one for _, rows in batcher.take_all() for one in rows]
     for device in "abc":
