@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from agent.statefile import write_atomic
@@ -22,6 +22,7 @@ ALIGN = 4096
 """Slots begin where a disk's blocks begin, so that a torn write touches one of them only."""
 HEADER = struct.Struct("<4sQII")  # mark, turn, length of the text, CRC-32 of turn and text
 MARK = b"etn1"
+MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class Numbers:
     reserved: Mapping[str, int] = field(default_factory=dict)
     clean: Mapping[str, int] | None = None
     doubt: bool = False
+
+
+def this_machine() -> str:
+    """What tells it from one that a state folder was copied to; empty where nothing does."""
+    try:
+        return MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def to_text(numbers: Numbers) -> str:
@@ -88,6 +97,27 @@ def save(folder: Path, numbers: Numbers) -> None:
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def go_on_alone(folder: Path, machine: str, block: int) -> tuple[Numbers, dict[str, int]] | None:
+    """The next block of each device, where nothing but this file can be written: a full disk takes it in place.
+
+    Returns the numbers and the first one of each device. They are in doubt, so that the next start names what this run
+    loses. None where they cannot be read or written, or are another machine's: then a run needs a stream of its own,
+    of which nobody will know later what is lacking.
+    """
+    try:
+        known, whole = load(folder) or (None, False)
+        if known is None or known.machine != machine:
+            return None
+        skipped = 0 if whole else block  # the damaged slot may have told of one block more
+        first = {device: last + skipped + 1 for device, last in known.reserved.items()}
+        ahead = {device: number + block - 1 for device, number in first.items()}
+        known = replace(known, reserved=ahead, clean=None, doubt=True)
+        save(folder, known)
+    except OSError:
+        return None
+    return known, first
 
 
 def _slot(turn: int, text: bytes) -> bytes:

@@ -21,17 +21,17 @@ from typing import Any
 from agent.cloud import numbers
 from agent.cloud.batch import Batch
 from agent.cloud.numbers import Numbers
-from agent.cloud.salvage import take_over
+from agent.cloud.salvage import connect, take_over
 from agent.cloud.tables import (
     COLUMNS,
     INSERT,
     NUMBERS_FACT,
-    SCHEMA,
     Gap,
     Gone,
     Key,
     add_gap,
     bound,
+    copy_facts,
     insert_gap,
     last_id,
     missing,
@@ -39,7 +39,6 @@ from agent.cloud.tables import (
     set_aside,
     take_acked,
     take_out,
-    text,
     to_batch,
     to_row,
     transaction,
@@ -51,10 +50,8 @@ log = logging.getLogger("edgetwin.cloud")
 FILE = "outbox.db"
 BLOCK = 1000
 """Sequence numbers reserved at once: one write for that many batches of each device."""
-MACHINE_ID = Path("/etc/machine-id")
 CHECKED_UP_TO = 32 << 20
 """Bytes: a larger file is not read through at the start, which would delay it; damage shows when it is read."""
-LOG_LIMIT = 4 << 20
 SHRINK_FROM = 1024
 """Free pages: fewer are left for the next batches."""
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -85,25 +82,32 @@ class Outbox:
         self._gaps: dict[int, Gap] = {}  # not yet on disk, under negative ids
         self._last_id = 0
         self._waiting = self._bytes = 0
-        self._volatile = False  # the folder cannot be used: nothing is kept beyond this run
+        self._volatile = False  # the database cannot be opened: nothing is kept beyond this run
+        self._numbered = False  # and yet the numbers can be written
+        self._first: dict[str, int] = {}  # with it, the first number of this run
         self._damaged = False  # found while running: nothing more is written until the next start repairs it
         self.repaired: str | None = None
         self.trouble: str | None = None
         self.dropped = 0
-        self._numbers = Numbers(secrets.token_hex(4), machine if machine is not None else _machine())
+        self._numbers = Numbers(
+            secrets.token_hex(4), machine if machine is not None else numbers.this_machine()
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = self._open(folder / FILE)
             self._last_id = last_id(self._db)
             self._begin(numbers.load(folder), self._numbers)
         except (OSError, sqlite3.Error) as error:
-            # readings are still published, under a stream of this run's own; what the folder holds is left as it is
+            # readings are still published; what the folder holds is left as it is
             self._volatile = True
             self._tell(error)
-            self._db = _connect(":memory:")
-            self._numbers = Numbers(secrets.token_hex(4), self._numbers.machine)
+            self._db = connect(":memory:")
             self._next.clear()
             self._gaps.clear()
+            alone = numbers.go_on_alone(folder, self._numbers.machine, BLOCK)
+            self._numbered = alone is not None
+            self._numbers, self._first = alone or (Numbers(secrets.token_hex(4), self._numbers.machine), {})
+            self._next.update(self._first)
         self.know(devices)
         self._recount()
 
@@ -122,7 +126,7 @@ class Outbox:
         """The database; a damaged one is set aside, and what is whole in it goes into a new one."""
         db = None
         try:
-            db = _connect(path)
+            db = connect(path)
             if path.stat().st_size <= CHECKED_UP_TO:
                 [verdict] = db.execute("PRAGMA integrity_check(1)").fetchone()
                 if verdict != "ok":
@@ -135,7 +139,7 @@ class Outbox:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in DAMAGE:
                 raise  # a full disk or a lock is no damage
             aside = set_aside(path, self._wall_ms())
-            db = _connect(path)
+            db = connect(path)
             found = numbers.load(self._folder)
             kept = take_over(aside, db, None if found is None else found[0].stream)
             self.repaired = (
@@ -176,6 +180,26 @@ class Outbox:
         self._write_gaps()
         self._remember(replace(known, clean=None, doubt=bool(self._gaps)))
 
+    def _reopen(self) -> None:
+        """The database, when the disk takes it again: what waited in it is sent, this run's batches can go there."""
+        db = None
+        try:
+            db = self._open(self._folder / FILE)
+            copy = db.execute("SELECT value FROM fact WHERE key = ?", (NUMBERS_FACT,)).fetchone()
+            if copy is not None and self._numbers.stream not in copy[0]:
+                raise OSError("the outbox belongs to another stream")
+            copy_facts(self._db, db)
+        except (OSError, sqlite3.Error):
+            if db is not None:
+                db.close()
+            return
+        self._db.close()
+        self._db, self._volatile = db, False
+        self._last_id = max(self._last_id, last_id(db))
+        for device, first in self._first.items():
+            self._name_lost(device, 1, first - 1)
+        self._recount()
+
     def _copy(self) -> Numbers | None:
         kept = self.get(NUMBERS_FACT)
         try:
@@ -204,7 +228,7 @@ class Outbox:
     def next_seq(self, device: str) -> int:
         """The next number of a device, from 1 on. Reserves a block on disk for all devices when one runs out."""
         seq = self._next.setdefault(device, 1)
-        if seq > self._numbers.reserved.get(device, 0) and not self._volatile:
+        if seq > self._numbers.reserved.get(device, 0) and (self._numbered or not self._volatile):
             ahead = {name: number + BLOCK - 1 for name, number in self._next.items()}
             try:
                 self._remember(replace(self._numbers, reserved={**self._numbers.reserved, **ahead}))
@@ -381,6 +405,8 @@ class Outbox:
 
     def try_again(self) -> None:
         """Ends `trouble` where the disk takes something again, though nothing waits to be written."""
+        if self._volatile and self._numbered:
+            self._reopen()
         if self.trouble is None or not self._writable:
             return
         with self._careful():
@@ -464,25 +490,3 @@ class Outbox:
         """Never one that was used in this run: others remember ids of what they are just sending."""
         self._last_id += 1
         return self._last_id
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-    db.text_factory = text
-    try:
-        db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect only before the first page is written
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute(f"PRAGMA journal_size_limit={LOG_LIMIT}")
-        db.executescript(SCHEMA)
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _machine() -> str:
-    try:
-        return MACHINE_ID.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""

@@ -1,4 +1,4 @@
-"""What is whole in a damaged outbox goes into a new one."""
+"""The outbox's database is opened; what is whole in a damaged one goes into a new one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agent.cloud.tables import (
     COLUMNS,
     INSERT,
     NUMBERS_FACT,
+    SCHEMA,
     belongs,
     lengthen,
     scalar,
@@ -22,6 +23,24 @@ from agent.cloud.tables import (
     to_batch,
     transaction,
 )
+
+LOG_LIMIT = 4 << 20
+
+
+def connect(path: Path | str) -> sqlite3.Connection:
+    """A database with the tables and full syncs. Raises sqlite3.Error."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    db.text_factory = text
+    try:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has an effect only before the first page is written
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA journal_size_limit={LOG_LIMIT}")
+        db.executescript(SCHEMA)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 def take_over(aside: Path, db: sqlite3.Connection, stream: str | None) -> int:

@@ -79,6 +79,14 @@ def transaction(db: Database) -> Iterator[None]:
         raise
 
 
+def copy_facts(source: Database, target: Database) -> None:
+    """What was put while the target could not be used; but the target knows best what is retained at the broker."""
+    facts = source.execute("SELECT key, value FROM fact WHERE key <> 'retained'").fetchall()
+    with transaction(target):
+        for fact in facts:
+            target.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", fact)
+
+
 def scalar(db: Database, query: str, values: Sequence[Any] = ()) -> int:
     """The one number that a query gives; 0 for NULL."""
     return int(db.execute(query, values).fetchone()[0] or 0)

@@ -279,6 +279,48 @@ def test_a_folder_that_cannot_be_used_stops_no_start_and_its_outbox_is_left_alon
     assert after.stream == before.stream and waiting(after) == [1, 2, 3] and after.repaired is None
 
 
+FULL_AT_THE_START = (
+    FULL
+    + """
+room(8192)  # the numbers, written in place, find room; the database does not
+box = make(folder)
+assert box.trouble, "it can be written"
+first = box.next_seq("a")
+mine = [batch(box) for _ in range(1500)]  # more than a block
+assert not box.spill(mine[-3:])
+if sys.argv[2] == "room":
+    room(resource.RLIM_INFINITY)
+    box.try_again()
+    assert box.trouble is None and box.repaired is None
+    assert waiting(box) == [1, 2, 3], waiting(box)
+    assert set(range(4, first)) <= named(box) and first not in named(box)
+    assert box.spill(mine[-3:])
+    box.close()
+print(box.stream, first, mine[-1].seq, flush=True)
+import os
+os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize("end", ["room", "kill"])
+def test_a_start_with_a_full_disk_goes_on_with_the_numbers(tmp_path: Path, end: str) -> None:
+    before = make(tmp_path)
+    before.spill([batch(before, fill=9000) for _ in range(3)])
+    before.close()
+    process = child(FULL_AT_THE_START, tmp_path, end)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    stream, _, last = said.split()
+    assert stream == before.stream
+    after = make(tmp_path)
+    assert after.stream == stream and after.next_seq("a") > int(last)
+    if end == "room":
+        assert waiting(after) == [1, 2, 3, *range(int(last) - 2, int(last) + 1)]
+    else:
+        assert waiting(after) == [1, 2, 3] and set(range(4, int(last) + 1)) <= named(after)
+
+
 def test_an_end_with_gaps_that_no_disk_took_is_no_clean_one(tmp_path: Path) -> None:
     code = FULL + (
         "box = make(folder)\nassert box.spill([batch(box, fill=2000)])\nroom(8192)\n"
