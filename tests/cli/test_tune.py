@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.main import run
 from agent.config.load import load
-from agent.config.types import LoopConfig
+from agent.config.types import LoopConfig, ModelConfig
 from agent.control.record import Record
 from tests.control.records import PLANTS, recorded
 
@@ -97,6 +97,28 @@ def test_the_table_says_what_to_write_and_the_picture_shows_it(
     assert run(["check", str(config)]) == 0
     drawn = picture.read_text()
     assert drawn.startswith("<svg") and "PID Ms 1.5 (chosen)" in drawn
+
+
+def test_a_swing_is_told_with_its_damping_and_written(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIMC and AMIGO have no rule for it, so that asking for one is a mistake that is told."""
+    swing = ModelConfig(k=1.5, t1=6.0, damping=0.3, delay=2.3)
+    data = write_csv(tmp_path / "h.csv", recorded(swing, "random"))
+    found = as_json(capsys, config, "heat", data)
+    assert found["model"]["damping"] == pytest.approx(0.3, abs=0.02)
+    assert 0.0 < found["model"]["damping_error"] < 0.02
+    assert set(found["gains"]) == {"ms", "predictive"}
+    assert found["best"] == "ms"
+    assert run(["tune", str(config), "heat", str(data), "--use", "simc"]) != 0
+    assert "simc is nothing for this model; there are ms, predictive" in capsys.readouterr().err
+    assert run(["tune", str(config), "heat", str(data), "--write"]) == 0
+    out = capsys.readouterr().out
+    assert f", damping {found['model']['damping']:g} +- " in out and " s² + 3." in out
+    assert "SIMC and AMIGO have no rule for a process that oscillates" in out
+    model = loaded(config).model
+    assert model is not None
+    assert (model.damping, model.t2) == (found["model"]["damping"], 0.0)
 
 
 def test_a_quiet_record_prints_no_gains(
