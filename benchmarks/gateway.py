@@ -32,9 +32,13 @@ TYPES = ("float32", "float32", "bool", "uint32", "float32")
 
 
 class Mix:
-    """The values of `count` tags; each `step` is one scan of them. Deterministic for one seed."""
+    """The values of `count` tags; each `step` is one scan of them. Deterministic for one seed.
 
-    def __init__(self, count: int, seed: int = 1) -> None:
+    `pull`: how much of its way from 20 a value loses with each step; 0.0: it wanders off.
+    """
+
+    def __init__(self, count: int, seed: int = 1, *, pull: float = 0.0) -> None:
+        self._pull = pull
         self._rng = np.random.default_rng(seed)
         self._kind = np.arange(count) % 5
         self._walk = np.full(count, 20.0)
@@ -43,7 +47,7 @@ class Mix:
     def step(self) -> list[Any]:
         """Plain values, as the decoder hands them on."""
         rng, count = self._rng, len(self._walk)
-        self._walk += rng.normal(0, 0.05, count)
+        self._walk += rng.normal(0, 0.05, count) - self._pull * (self._walk - 20.0)
         self._counter += rng.random(count) < 0.3
         fine = np.round(self._walk, 2).tolist()
         slow = np.round(20 + (self._walk - 20) / 50, 1).tolist()
