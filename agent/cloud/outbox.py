@@ -120,6 +120,11 @@ class Outbox:
         for device in devices:
             self._next.setdefault(device, 1)
 
+    def go_on(self, config: OutboxConfig, devices: Iterable[str], *, wall_ms: Callable[[], int]) -> None:
+        """Other bounds and devices from here on; what was found at the start has been told."""
+        self._config, self._wall_ms, self.repaired = config, wall_ms, None
+        self.know(devices)
+
     # -- opening ------------------------------------------------------------------------------------------------
 
     def _open(self, path: Path) -> sqlite3.Connection:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from agent.cloud.batch import Batch
 from agent.cloud.outbox import Outbox
@@ -246,3 +247,20 @@ class Store:
     def _forget(self, key: Key) -> None:
         one = self.memory.pop(key)
         self._bytes -= len(one.batch.body)
+
+
+def open_store(
+    folder: Path,
+    config: OutboxConfig,
+    devices: Collection[str],
+    *,
+    wall_ms: Callable[[], int],
+    left: Store | None = None,
+) -> Store:
+    """A state folder's; or the one that another link `left`, since batches and gaps that a full disk does not take are
+    only there."""
+    if left is None:
+        return Store(Outbox(folder, config, tuple(devices), wall_ms=wall_ms), config)
+    left.outbox.go_on(config, devices, wall_ms=wall_ms)
+    left.config = config
+    return left

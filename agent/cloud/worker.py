@@ -20,12 +20,11 @@ from agent.cloud.batch import Batch, Batcher
 from agent.cloud.inbox import Answered, Future, Inbox
 from agent.cloud.journal import Journal
 from agent.cloud.mailbox import Mailbox
-from agent.cloud.outbox import Outbox
 from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
 from agent.cloud.rivals import Rivals
 from agent.cloud.sender import Sender
-from agent.cloud.store import SPILL_AFTER, Store
+from agent.cloud.store import SPILL_AFTER, Store, open_store
 from agent.cloud.topics import Topics
 from agent.cloud.uplink import Acked, Connected, Deaf, Disconnected, Message, Note, Uplink
 from agent.config.secrets import reveal
@@ -72,6 +71,7 @@ class Reconfigured:
 @dataclass(frozen=True, slots=True)
 class _Stop:
     deadline: float
+    leave: bool
 
 
 def _can_wait(item: Any) -> bool:
@@ -79,7 +79,10 @@ def _can_wait(item: Any) -> bool:
 
 
 class Cloud:
-    """What the service sees of the cloud side. `put` may be called from any thread and never blocks."""
+    """What the service sees of the cloud side. `put` may be called from any thread and never blocks.
+
+    `left`: what a link that was stopped leaves to the one that takes its place.
+    """
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class Cloud:
         clock: Clock,
         ask: Callable[[Ask], Future],
         on_event: Callable[[Event], None] | None = None,
+        left: Store | None = None,
     ) -> None:
         assert config.gateway is not None
         self._config = config
@@ -103,12 +107,15 @@ class Cloud:
         self._beat = clock.mono()
         self._stopping: _Stop | None = None
         self._stopped = threading.Event()
+        self.left: Store | None = None
         self._thread: threading.Thread | None = None
         self._topics = Topics(config.mqtt.root, config.gateway)
-        self._outbox = Outbox(state_dir, config.mqtt.outbox, tuple(config.devices), wall_ms=self._wall_ms)
+        self._store = open_store(
+            state_dir, config.mqtt.outbox, config.devices, wall_ms=self._wall_ms, left=left
+        )
+        self._outbox = self._store.outbox
         self._latest_kept = int(self._outbox.get(LATEST_FACT) or 0)
         self._synced = self._is_synced()
-        self._store = Store(self._outbox, config.mqtt.outbox)
         self._journal = Journal.from_environment()
         self._batcher = Batcher()
         self._rivals = Rivals(config.mqtt.client_id or self._topics.gateway)
@@ -181,8 +188,9 @@ class Cloud:
         self._thread.start()
 
     def go_on(self, before: Cloud) -> None:
-        """Takes what a link that was stopped leaves to this one, before `start`: alarms, and the count of events."""
+        """Takes what a link that was stopped has told, before `start`: alarms, and the count of events."""
         self._publisher.go_on(before._publisher)
+        self._trouble = before._trouble
 
     def put(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
         """Hands one record over."""
@@ -191,12 +199,12 @@ class Cloud:
             return
         self._queue.put(item)
 
-    def stop(self, timeout: float) -> None:
-        """Publishes what is left, says `offline`, closes the outbox; what is not acknowledged in time goes to disk."""
+    def stop(self, timeout: float, *, leave: bool = False) -> None:
+        """Publishes what it can, says `offline`, puts the rest on disk. The outbox is closed or `left` to the next."""
+        end = _Stop(self._clock.mono() + timeout, leave)
         if self._thread is None:
-            self._outbox.close()
-            return
-        self._queue.put(_Stop(self._clock.mono() + timeout))
+            return self._put_away(end)
+        self._queue.put(end)
         self._stopped.wait(timeout + 5.0)
 
     def status(self) -> dict[str, Any]:
@@ -210,10 +218,8 @@ class Cloud:
     # -- the thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._outbox.repaired:
-            self._own_event(
-                Event(None, "outbox_damaged", "warning", "raised", self._outbox.repaired, self._clock.mono())
-            )
+        if text := self._outbox.repaired:
+            self._own_event(Event(None, "outbox_damaged", "warning", "raised", text, self._clock.mono()))
         try:
             while not self._turn():
                 pass
@@ -451,22 +457,22 @@ class Cloud:
                 return False
         # without the acknowledgement of `offline` the last will has to say it
         self._uplink.close(politely=self._offline_sent and idle)
-        self._guarded(self._put_away, now)
+        self._guarded(self._put_away, self._stopping)
         return True
 
-    def _put_away(self, now: float) -> None:
-        """What was not acknowledged goes to disk, and the outbox is closed."""
-        self._store.disconnected(now)
+    def _put_away(self, stop: _Stop) -> None:
+        """What was not acknowledged goes to disk, and the outbox is closed or left."""
+        self._store.disconnected(self._clock.mono())
         self._store.spill()
-        for (
-            device,
-            seq,
-        ) in self._store.memory:  # the disk does not take them: named, so that no hole is silent
-            self._outbox.lost(device, seq, "shutdown")
         self._publisher.close()
         if self._synced:
             self._outbox.put(LATEST_FACT, self._wall_ms())
-        self._outbox.close()
+        if not stop.leave:
+            for key in self._store.memory:  # the disk does not take them: named, so that no hole is silent
+                self._outbox.lost(*key, "shutdown")
+            self._outbox.close()
+        else:
+            self.left = self._store
         if self._journal is not None:
             self._journal.close()
 

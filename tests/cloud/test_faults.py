@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.cloud.journal import VARIABLE, entries
+from agent.cloud.worker import Cloud
 from agent.runtime.clock import SystemClock
 from tests.books import Reader, compare
 from tests.brokers import Mosquitto, needs_mosquitto
@@ -69,6 +70,35 @@ def test_a_full_disk_during_an_outage(lasting: Mosquitto, tmp_path: Path, end: s
         assert not any(gap.reason == "memory" for gap in books.gaps)
     else:
         assert any(gap.reason == "restart" for gap in books.gaps)
+
+
+def test_what_a_full_disk_does_not_take_is_sent_by_the_link_that_comes_next(
+    lasting: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload of `mqtt` during an outage: what waits in memory goes on, under its numbers."""
+    agent = Agent(make_config("mqtt://127.0.0.1:1"), tmp_path)
+    with Reader(lasting.port, identity="count") as reader, agent:
+        old = agent.cloud
+        monkeypatch.setattr(old._outbox, "spill", lambda batches: not list(batches))
+        agent.run_for(0.5)
+        old.stop(0.0, leave=True)
+        assert old._store.memory != {}
+        agent.cloud = Cloud(
+            make_config(lasting.url),
+            state_dir=tmp_path,
+            layout=agent.layout,
+            boot="0badcafe",
+            clock=agent.clock,
+            ask=agent.doors.ask,
+            left=old.left,
+        )
+        agent.cloud.go_on(old)
+        agent.cloud.start()
+        agent.run_for(0.5)
+        reader.until(lambda: agent.counts["press1"] in reader.books.values(), 30, "the newest reading")
+        reader.until(lambda: compare([], reader.books).holes == [], 30, "everything before it")
+    assert sorted(reader.books.values()) == list(range(1, agent.counts["press1"] + 1))
+    assert reader.books.gaps == set() and {stream for _, stream, _ in reader.books.have} == {old.stream}
 
 
 @dataclass

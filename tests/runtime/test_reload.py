@@ -195,6 +195,6 @@ def test_another_link_is_made_within_a_part_of_what_a_kill_may_cost(
     rig.change("page: off", f"page: off\nmqtt: {{outbox: {{batch: {span}}}}}")
     cloud, waited = rig.service.cloud, []
     stop = cloud.stop
-    monkeypatch.setattr(cloud, "stop", lambda timeout: (waited.append(timeout), stop(timeout)))
+    monkeypatch.setattr(cloud, "stop", lambda timeout, **how: (waited.append(timeout), stop(timeout, **how)))
     rig.change(f"batch: {span}", f"batch: {span}, rate: 5000")
     assert waited == [longest]
