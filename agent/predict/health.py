@@ -101,27 +101,31 @@ class Health:
         self._judge = choose(kernels.judge, reference.judge)
         self._find_worst = choose(kernels.worst, reference.worst)
 
-    def update(self, slots: Ints, value: Floats, t: float, *, weigh: bool = True) -> list[Event]:
+    def update(self, slots: Ints, value: Floats, t: float | Floats, *, weigh: bool = True) -> list[Event]:
         """Takes the samples that the predictor was given just before (NaN: missing), at time t (s); returns events.
+
+        t: one time, or one of each sample.
 
         A missing sample says nothing of health: its tag has no score until the next one. weigh: False where more tags
         of the same scan follow, and `weigh` after them.
         """
         rows = np.ascontiguousarray(slots, dtype=np.int64)
         values = np.ascontiguousarray(value, dtype=np.float64)
-        state, t = self._predictor.state, float(t)
+        times = np.empty(len(rows))
+        times[:] = t
+        state = self._predictor.state
         watching = (state.health, self._settings, self._watch)
-        found = self._take(rows, values, t, state.scalars, *watching, self._window, self._marks, FREEZES)
+        found = self._take(rows, values, times, state.scalars, *watching, self._window, self._marks, FREEZES)
         if found & c.COMPLETE:
             ready = self._marks[rows, c.READY] != 0
             self._freeze(rows[ready])
-            found |= self._judge(rows[ready], values[ready], t, *watching, self._marks)
-        events = self._told(rows, values, t) if found & c.TURNED else []
+            found |= self._judge(rows[ready], values[ready], times[ready], *watching, self._marks)
+        events = self._told(rows, values, times) if found & c.TURNED else []
         if not found & c.OPEN and self._window.size:
             self._close()
         for index in np.unique(self._settings[rows, c.DEVICE]).astype(int) if weigh else ():
             if index >= 0:
-                events += self._weigh(self._devices[index], t)
+                events += self._weigh(self._devices[index], float(times[-1]))
         return events
 
     def weigh(self, device: str, t: float) -> list[Event]:
@@ -269,13 +273,15 @@ class Health:
         if np.all(self._predictor.state.health[watched, c.LEARNT] == 1.0):
             self._window = np.empty((0, 0, 3))
 
-    def _told(self, rows: Ints, values: Floats, t: float) -> list[Event]:
+    def _told(self, rows: Ints, values: Floats, times: Floats) -> list[Event]:
         """The events of the rules that were marked."""
         marks = self._marks[rows, : c.RULES]
         self._marks[rows, : c.RULES] = 0
         health = self._predictor.state.health
         return [
-            self._rules.event(rule, rows[i], float(values[i]), health[rows[i]], t, begins=mark == c.BEGINS)
+            self._rules.event(
+                rule, rows[i], float(values[i]), health[rows[i]], float(times[i]), begins=mark == c.BEGINS
+            )
             for mark in (c.BEGINS, c.ENDS)
             for rule, i in zip(*np.equal(marks.T, mark).nonzero(), strict=True)
         ]

@@ -19,13 +19,18 @@ from agent.modbus.codec import Decoder, power_of
 from agent.modbus.line import Reply, ScanDone
 from agent.modbus.plan import Request
 from agent.predict.health import Health
-from agent.predict.predictor import Predictor
+from agent.predict.predictor import SLICE, Predictor
 from agent.runtime.loops import Loops
 from agent.twin.counter import Counter
 from agent.twin.history import History
 from agent.twin.quality import Quality
 from agent.twin.records import Event, Key, Row
 from agent.twin.table import Twin
+
+Later = Callable[[float, Callable[[], None]], None]
+GATHER = 0.25
+"""Seconds that a scan's forecasts may wait for those of other devices where no loop looks at its tags: a call for many
+tags costs little more than one for few, since processor caches are cold each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class ScanRows:
     rows: NDArray[np.int64]
     forecast_rows: NDArray[np.int64]
     slots: NDArray[np.int64]
+    gathers: bool  # its forecasts may wait for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ def call_soon(job: Callable[[], None]) -> None:
 
 
 class Pipeline:
-    """Takes replies and finished scans. `sink` gets each Row and must not block; `soon` runs a job a little later."""
+    """Takes replies and finished scans. `sink` gets each Row and must not block; `soon` runs a job a little later.
+
+    later: runs a job after so many seconds, so that forecasts can be gathered; without it none waits.
+    """
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class Pipeline:
         sink: Callable[[Row], None],
         on_event: Callable[[Event], None],
         soon: Callable[[Callable[[], None]], None] = call_soon,
+        later: Later | None = None,
     ) -> None:
         self._devices = dict(config.devices)
         self._twin = twin
@@ -94,6 +104,8 @@ class Pipeline:
         self._sink = sink
         self._on_event = on_event
         self._soon = soon
+        self._later = later
+        self._gathered: list[Turn] = []
         self._turns: deque[Turn] = deque()
         self._called = False
         self._bound: dict[Request, Bound] = {}
@@ -113,11 +125,15 @@ class Pipeline:
         forecast = [row for row in rows if layout.keys[row] in slots]
         # What loops look at comes first, so that they never wait for the turn of another tag.
         looked_at = {loop.pv for loop in config.loops.values()}
+        controlled = any(pv[0] == device for pv in looked_at)
+        whole = 0 < len(forecast) <= SLICE // 2
+        has_inputs = config.predict is not None and bool(config.predict.inputs)
         forecast.sort(key=lambda row: layout.keys[row] not in looked_at)
         return ScanRows(
             np.array(rows, dtype=np.int64),
             np.array(forecast, dtype=np.int64),
             np.array([slots[layout.keys[row]] for row in forecast], dtype=np.int64),
+            gathers=self._later is not None and whole and not controlled and not has_inputs,
         )
 
     def placed(self, device: Device) -> None:
@@ -163,10 +179,14 @@ class Pipeline:
 
     def _foretell(self, done: ScanDone, scan: ScanRows) -> None:
         """Forecasts and health: the first slice now, the others in their turn."""
-        if any(turn.done.device == done.device and turn.done.every == done.every for turn in self._turns):
-            self.settle()  # the machine is too slow for its tags: no scan may overtake the one before
+        waiting = (*self._gathered, *self._turns)
+        if any(turn.done.device == done.device and turn.done.every == done.every for turn in waiting):
+            self.settle()  # quicker than `GATHER`, or than the machine: no scan may overtake the one before
         values = self._twin.value[scan.forecast_rows]
         stamps = self._twin.stamps[scan.forecast_rows]
+        if scan.gathers:
+            self._gather(Turn(done, scan.slots, values, stamps, None, last=True))
+            return
         count, inputs = len(scan.slots), self._inputs()
         for part in Predictor.parts(count):
             last = part.stop == count
@@ -176,6 +196,33 @@ class Pipeline:
             else:
                 self._turns.append(turn)
         self._call_turn()
+
+    def _gather(self, turn: Turn) -> None:
+        if sum(len(other.slots) for other in self._gathered) + len(turn.slots) > SLICE:
+            self.take_gathered()
+        self._gathered.append(turn)
+        if len(self._gathered) == 1:
+            assert self._later is not None
+            self._later(GATHER, self.take_gathered)
+
+    def take_gathered(self) -> None:
+        """One call for all that has gathered; of each device its own score."""
+        turns, self._gathered = self._gathered, []
+        if not turns:
+            return
+        assert self._predictor is not None
+        slots, values, stamps = (
+            np.concatenate([getattr(turn, name) for turn in turns]) for name in ("slots", "values", "stamps")
+        )
+        self._predictor.update(slots, values, stamps)
+        if self._health is None:
+            return
+        times = np.repeat([turn.done.finished for turn in turns], [len(turn.slots) for turn in turns])
+        events = self._health.update(slots, values, times, weigh=False)
+        for turn in turns:
+            events += self._health.weigh(turn.done.device, turn.done.finished)
+        for event in events:
+            self._on_event(event)
 
     def _call_turn(self) -> None:
         # One at a time: jobs that are called together run together, and no line would be served between them.
@@ -204,7 +251,8 @@ class Pipeline:
             self._call_turn()
 
     def settle(self) -> None:
-        """Does at once what waits for its turn."""
+        """Does at once what waits for its turn, or for others."""
+        self.take_gathered()
         while self._turns:
             self._take(self._turns.popleft())
 

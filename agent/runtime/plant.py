@@ -25,7 +25,7 @@ from agent.predict.predictor import for_config
 from agent.runtime import state
 from agent.runtime.clock import Clock
 from agent.runtime.loops import Loops
-from agent.runtime.pipeline import Pipeline
+from agent.runtime.pipeline import Later, Pipeline
 from agent.runtime.writer import Writer
 from agent.statefile import read_or_set_aside, write_atomic
 from agent.twin.history import History
@@ -47,6 +47,8 @@ State = tuple[bytes | None, bytes | None, dict[str, Any], dict[str, Any]]
 class Plant:
     """Everything between the wire and the cloud's queue. `sink` gets each row of readings and must not block.
 
+    later: runs a job in the main loop after so many seconds: see Pipeline.
+
     Only for the main loop's thread, but for `write_state`.
     """
 
@@ -58,8 +60,10 @@ class Plant:
         clock: Clock,
         sink: Callable[[Row], None],
         on_event: Callable[[Event], None],
+        later: Later | None = None,
     ) -> None:
         self.config = config
+        self._later = later
         self._ended = dict.fromkeys(config.devices, clock.mono())  # device -> when a scan of it ended last
         self._state_dir = state_dir
         self._clock = clock
@@ -133,6 +137,7 @@ class Plant:
             counters=self.counters,
             sink=self._sink,
             on_event=self._on_event,
+            later=self._later,
         )
         for device in self._placed().values():
             pipeline.placed(device)
@@ -175,6 +180,7 @@ class Plant:
 
     def snapshot(self, now: float) -> Snapshot:
         """A frozen copy of all of it for other threads."""
+        self.pipeline.take_gathered()
         states: dict[str, str] = {}
         for line in self.lines:
             states |= line.device_states()

@@ -99,28 +99,28 @@ def weigh(h: Floats, setting: Floats, w: Floats, mark: Bytes, value: float, t: f
 
 
 @kernel(
-    "int64(int64[::1], float64[::1], float64, float64[:,::1], float64[:,::1], float64[:,::1], uint8[:,::1])"
+    "int64(int64[::1], float64[::1], float64[::1], float64[:,::1], float64[:,::1], float64[:,::1], uint8[:,::1])"
 )
 def judge(
-    rows: Ints, values: Floats, t: float, health: Floats, settings: Floats, watch: Floats, marks: Bytes
+    rows: Ints, values: Floats, times: Floats, health: Floats, settings: Floats, watch: Floats, marks: Bytes
 ) -> int:
     """Scores and rules of `rows`, whose samples `take` took but did not judge: their commissioning was complete."""
     found = 0
     for at in range(len(rows)):
         row = rows[at]
-        if weigh(health[row], settings[row], watch[row], marks[row], values[at], t):
+        if weigh(health[row], settings[row], watch[row], marks[row], values[at], times[at]):
             found = c.TURNED
     return found
 
 
 @kernel(
-    "int64(int64[::1], float64[::1], float64, float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1],"
+    "int64(int64[::1], float64[::1], float64[::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1],"
     " float64[:,:,::1], uint8[:,::1], int64)"
 )
 def take(
     rows: Ints,
     values: Floats,
-    t: float,
+    times: Floats,
     scalars: Floats,
     health: Floats,
     settings: Floats,
@@ -129,7 +129,7 @@ def take(
     marks: Bytes,
     most: int,
 ) -> int:
-    """Takes the samples `values` (NaN: missing) of `rows` at time `t` (s), which the models in `scalars` took before.
+    """Takes the samples `values` (NaN: missing) of `rows` at `times` (s), which the models in `scalars` took before.
 
     Marks rules that begin or end, and up to `most` tags whose commissioning is complete: these are not judged yet.
     Returns columns.OPEN, COMPLETE and TURNED, added.
@@ -165,7 +165,7 @@ def take(
                 found |= c.COMPLETE
                 marks[row, c.READY] = 1
                 continue
-        if weigh(h, setting, w, marks[row], value, t):
+        if weigh(h, setting, w, marks[row], value, times[at]):
             found |= c.TURNED
     return found
 

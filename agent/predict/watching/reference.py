@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 def take(
     rows: Ints,
     values: Floats,
-    t: float,
+    times: Floats,
     scalars: Floats,
     health: Floats,
     settings: Floats,
@@ -33,7 +33,7 @@ def take(
     watched = settings[rows, c.DEVICE] >= 0.0
     real = watched & (np.abs(values) <= c.HUGE)
     watch[rows[watched & ~real], c.LOGIT] = np.nan
-    rows, values = rows[real], values[real]
+    rows, values, times = rows[real], values[real], times[real]
     _begin(rows, values, health, watch)
     health[rows] = _moved(health[rows], values, scalars[rows, c.INNOVATION], settings[rows, c.SEASONS])
     learning = health[rows, c.LEARNT] == 0.0
@@ -47,12 +47,12 @@ def take(
         if ready.any():
             found |= c.COMPLETE
             marks[rows[ready], c.READY] = 1
-            rows, values = rows[~ready], values[~ready]
-    return found | judge(rows, values, t, health, settings, watch, marks)
+            rows, values, times = rows[~ready], values[~ready], times[~ready]
+    return found | judge(rows, values, times, health, settings, watch, marks)
 
 
 def judge(
-    rows: Ints, values: Floats, t: float, health: Floats, settings: Floats, watch: Floats, marks: Bytes
+    rows: Ints, values: Floats, times: Floats, health: Floats, settings: Floats, watch: Floats, marks: Bytes
 ) -> int:
     """See `kernels.judge`."""
     h = health[rows]
@@ -65,6 +65,7 @@ def judge(
     health[rows, c.AT_LOW] += at_low & ~learnt
     health[rows, c.AT_HIGH] += at_high & ~learnt
     met = _met(h, learnt, at_low, at_high, values, settings[rows, c.CURRENT] != 0.0)
+    t = times[:, np.newaxis]
     since = np.where(met, np.fmin(watch[rows, c.SINCE : c.RAISED], t), np.nan)
     watch[rows, c.SINCE : c.RAISED] = since
     raised = watch[rows, c.RAISED :] != 0.0
