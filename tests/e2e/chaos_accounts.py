@@ -18,6 +18,8 @@ SLACK = 1.0
 """Seconds that a busy machine may take to do what is due."""
 PER_START = 3
 """Replies that are no reading when a device begins or changes: it is asked whether holes between tags shift values."""
+LONGEST = 2 * SPAN + max(BATCHES) + SLACK
+"""Seconds before a kill that it may cost: of what was closed, and of what was not."""
 NEAR_BAD = TIMEOUT + 2 * EVERY + SLACK
 
 
@@ -141,9 +143,9 @@ def costs(kills: Sequence[Kill], audit: Audit, lost: Mapping[str, Sequence[float
         for device, stream, seq, readings in kill.closed:
             if (device, stream, seq) in excused:
                 rows[device] += readings // WIDTH[device]
-        previous = times[number - 1] if number else 0.0
+        since = max(kill.at - LONGEST, times[number - 1] if number else 0.0)
         gone = {
-            name: tuple(round(kill.at - at, 1) for at in ats if previous < at <= kill.at)
+            name: tuple(round(kill.at - at, 1) for at in ats if since < at <= kill.at)
             for name, ats in lost.items()
         }
         found.append(
@@ -165,5 +167,4 @@ def costs(kills: Sequence[Kill], audit: Audit, lost: Mapping[str, Sequence[float
 
 def astray(kills: Sequence[Kill], lost: Sequence[float]) -> list[float]:
     """Times of `unread` replies that no kill explains."""
-    longest = 2 * SPAN + max(BATCHES) + SLACK
-    return [at for at in lost if not any(0 <= kill.at - at <= longest for kill in kills)]
+    return [at for at in lost if not any(0 <= kill.at - at < LONGEST for kill in kills)]
