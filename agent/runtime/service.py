@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import RELEASED_MS, __version__, kernelcache
+from agent.cloud.store import Store
 from agent.cloud.worker import Cloud, Reconfigured, Superseded
 from agent.config.paths import socket_path
 from agent.config.secrets import reveal
@@ -88,7 +89,7 @@ class Service:
         )
         self._make_front()
 
-    def _make_cloud(self) -> Cloud:
+    def _make_cloud(self, left: Store | None = None) -> Cloud:
         return Cloud(
             self.config,
             state_dir=self.state_dir,
@@ -97,6 +98,7 @@ class Service:
             clock=self.clock,
             ask=self.ask,
             on_event=self._event_from_outside,
+            left=left,
         )
 
     def _to_cloud(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
@@ -270,15 +272,15 @@ class Service:
                 self.on_event(dataclasses.replace(event, state="cleared", text=text, t=self.clock.mono()))
 
     async def _replace_cloud(self, span: float) -> None:
-        """Another link: the old one says goodbye and closes the outbox; what comes meanwhile waits.
+        """Another link: the old one says goodbye and leaves its outbox; what comes meanwhile waits.
 
         `span`: `outbox.batch`, s.
         """
         in_thread = asyncio.get_running_loop().run_in_executor
         self._held = []
         old = self.cloud
-        await in_thread(None, functools.partial(old.stop, min(STOP_CLOUD, REPLACE_CLOUD * span)))
-        self.cloud = await in_thread(None, self._make_cloud)
+        await in_thread(None, functools.partial(old.stop, min(STOP_CLOUD, REPLACE_CLOUD * span), leave=True))
+        self.cloud = await in_thread(None, self._make_cloud, old.left)
         self.cloud.go_on(old)
         self.cloud.start()
         held, self._held = self._held, None
