@@ -110,9 +110,8 @@ class Line:
             on_gone=lambda: self._chains.gone(clock.mono()),
         )
         self._report = Report(self._meter, self._keeper, self._schedule, self._lessons, self._chains)
-        self._guests = Guests(
-            url, self._schedule, self._keeper, self._meter, clock=clock, added=self._wake.set
-        )
+        parts = (self._schedule, self._keeper, self._meter)
+        self._guests = Guests(url, *parts, clock=clock, added=self._wake.set)
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
