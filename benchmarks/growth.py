@@ -40,7 +40,11 @@ LATE = 1.010
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one number of tags cost. CPU in seconds, memory in MiB, periods in seconds, `starting` until polled."""
+    """What one number of tags cost. CPU in seconds, memory in MiB, periods in seconds, `starting` until polled.
+
+    `server`, `main`, `held`: shares of a core that the simulated devices took and the daemon's main thread (Modbus and
+    forecasts) took, and the share of the time that this thread stood ready and had no core.
+    """
 
     tags: int
     devices: int
@@ -53,6 +57,8 @@ class Step:
     missed: int
     waiting: int
     server: float
+    main: float
+    held: float
 
     @property
     def late(self) -> float:
@@ -102,10 +108,12 @@ def step(folder: Path, tags: int, seconds: float, *, off: bool) -> Step:
             starting = time.monotonic() - begin
             time.sleep(SETTLED)
             plc.note()
-            since, (before, _), served = time.monotonic(), process.usage(), _cpu(plc.pid)
+            since, (before, _) = time.monotonic(), process.usage()
+            served, thread = _scheduled(plc.pid), _scheduled(process.pid)
             time.sleep(seconds)
             took, (after, memory) = time.monotonic() - since, process.usage()
-            server = (_cpu(plc.pid) - served) / took
+            server = (_scheduled(plc.pid)[0] - served[0]) / took
+            main, held = ((b - a) / took for a, b in zip(thread, _scheduled(process.pid)))
             log = plc.note()
             waiting = _waiting(config)
         finally:
@@ -114,17 +122,19 @@ def step(folder: Path, tags: int, seconds: float, *, off: bool) -> Step:
     readings = sum(one.count for one in log if not one.exception)
     missed = round(devices * took) - len([one for one in log if one.address == 0])
     return Step(
-        tags,
-        devices,
-        starting,
-        took,
-        after - before,
-        memory,
-        readings,
-        periods,
-        max(0, missed),
-        waiting,
-        server,
+        tags=tags,
+        devices=devices,
+        starting=starting,
+        took=took,
+        cpu=after - before,
+        memory=memory,
+        readings=readings,
+        periods=periods,
+        missed=max(0, missed),
+        waiting=waiting,
+        server=server,
+        main=main,
+        held=held,
     )
 
 
@@ -150,9 +160,10 @@ def _periods(log: list[Asked]) -> tuple[float, ...]:
     return tuple(gap for mine in times.values() for gap in gaps(mine))
 
 
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that the main thread of a process ran, and that it waited for a core."""
+    ran, waited, _ = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
+    return int(ran) / 1e9, int(waited) / 1e9
 
 
 def _waiting(config: Path) -> int:
@@ -186,8 +197,10 @@ def main() -> None:
         if done.late > LATE:
             core = done.cpu / done.took
             print(
-                f"\nAt {tags:,} tags the period's p99 is {done.late:.3f} s: the daemon took {core:.2f} cores, the "
-                f"simulated devices {done.server:.2f}; load of the machine {os.getloadavg()[0]:.1f}."
+                f"\nAt {tags:,} tags the period's p99 is {done.late:.3f} s. The daemon took {core:.2f} cores: its main "
+                f"thread (Modbus, forecasts) {done.main:.2f}, the others {core - done.main:.2f}; for {done.held:.0%} "
+                f"of the time the main thread had no core though it was ready. The simulated devices took "
+                f"{done.server:.2f}; load of the machine {os.getloadavg()[0]:.1f}."
             )
 
 

@@ -101,6 +101,11 @@ class Process:
     def alive(self) -> bool:
         return self._popen is not None and self._popen.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None
+        return self._popen.pid
+
     def watch(self) -> None:
         """To be called now and then: starts it again `RESTART_AFTER` after its end."""
         if self.alive:
@@ -134,8 +139,7 @@ class Process:
 
     def usage(self) -> tuple[float, float]:
         """CPU seconds (user and system) and resident MiB of the whole tree of processes."""
-        assert self._popen is not None
-        return usage(self._popen.pid)
+        return usage(self.pid)
 
 
 def usage(root: int) -> tuple[float, float]:
