@@ -1,0 +1,1 @@
+"""Long measurements of the whole process: `make soak`. Not collected by `make test`."""
