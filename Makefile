@@ -13,9 +13,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
-# The tests of outages in their long form: minutes instead of seconds.
+# The tests of outages and random faults in their long form, then half an hour of memory, files and disk.
 soak: $(STAMP)
-	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py tests/cloud/test_random_faults.py $(ARGS)
+	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py tests/cloud/test_random_faults.py tests/e2e/test_chaos.py tests/soak/soak.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
