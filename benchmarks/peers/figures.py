@@ -49,7 +49,10 @@ def lag(times: Sequence[float], every: float = 1.0) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Readings made, and of them lost; readings that came more than once; ones after a later one on their topic."""
+    """Readings made, and of them lost; readings that came more than once; ones after a later one on their topic.
+
+    As text: lost / doubled / out of order of those that were made.
+    """
 
     made: int
     lost: int
@@ -59,7 +62,7 @@ class Audit:
     def __str__(self) -> str:
         if not self.made:
             return "nothing was read"
-        return f"{self.lost} of {self.made} lost, {self.doubled} doubled, {self.disordered} out of order"
+        return f"{self.lost} / {self.doubled} / {self.disordered} of {self.made}"
 
 
 def audit(served: Sequence[int], arrived: Iterable[tuple[float, str, int]]) -> Audit:

@@ -11,6 +11,7 @@ from peer import Device, Job, Peer
 from rig import Rig, rig
 
 TAGS = 10
+BOOKS = ", lost / doubled / out of order"
 OUTAGE = 12.0
 BEFORE, AFTER = 5.0, 21.0
 KILLED_AFTER = 8.0
@@ -58,8 +59,8 @@ def broker_down(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
         bench.wait(DELIVERED)
         arrived = bench.counted()
         return {
-            first + "the readings of the outage": str(audit(during, arrived)),
-            first + "the whole run": str(audit(before + during + after, arrived)),
+            first + "readings of the outage" + BOOKS: str(audit(during, arrived)),
+            first + "readings of the whole run" + BOOKS: str(audit(before + during + after, arrived)),
             first + "a new value after, s": _first_after(bench, back, during[-1] if during else 0),
         }
 
@@ -81,7 +82,7 @@ def broker_late(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
         lives = "yes" if process.starts == 1 else f"no: it ends, {process.starts} starts"
         return {
             first + "it lives": lives,
-            first + "the readings of 12 s": str(audit(during, arrived)),
+            first + "readings of 12 s" + BOOKS: str(audit(during, arrived)),
             first + "a value after, s": _first_after(bench, back, during[-1] if during else 0),
         }
 
@@ -110,8 +111,8 @@ def killed(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
         bench.wait(DELIVERED)
         arrived = bench.counted()
         return {
-            first + f"the readings of the {KILLED_AFTER:g} s before it": str(audit(during, arrived)),
-            first + "the readings after it": str(audit(after, arrived)),
+            first + f"readings of the {KILLED_AFTER:g} s before it" + BOOKS: str(audit(during, arrived)),
+            first + "readings after it" + BOOKS: str(audit(after, arrived)),
             first + "starts it took": str(bench.process.starts - starts),
         }
 

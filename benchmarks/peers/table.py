@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-WHOLE = "0 lost, 0 doubled, 0 out of order"
+WHOLE = "0 / 0 / 0"
+BOOKS = ", lost / doubled / out of order"
 TARGETS = {
     "from nothing to the first value: s to install + s to start; commands; files to write": "one command",
     "50 tags: CPU, % of one core": "≤ 0.4",
@@ -16,11 +17,11 @@ TARGETS = {
     "beside a silent unit: a healthy one's period, s": "p99 ≤ 1.020",
     "a hole in the range: legal tags published, of 110": "110",
     "a hole in the range: requests a scan, once learnt": "≤ 3",
-    "broker away 12 s: the readings of the outage": WHOLE,
-    "broker away 12 s: the whole run": WHOLE,
-    "broker not there at start: the readings of 12 s": WHOLE,
-    "kill -9 in an outage: the readings of the 8 s before it": "the open batch at most lost",
-    "kill -9 in an outage: the readings after it": WHOLE,
+    "broker away 12 s: readings of the outage" + BOOKS: WHOLE,
+    "broker away 12 s: readings of the whole run" + BOOKS: WHOLE,
+    "broker not there at start: readings of 12 s" + BOOKS: WHOLE,
+    "kill -9 in an outage: readings of the 8 s before it" + BOOKS: "at most the open batch lost",
+    "kill -9 in an outage: readings after it" + BOOKS: WHOLE,
     "PLC frozen 8 s: new values after, s": "≤ 1.5",
     "PLC frozen 8 s: old values published as new": "0",
     "PLC gone 10 s: new values after, s": "≤ 1.5",
