@@ -172,7 +172,8 @@ def main() -> None:
     head = (
         f"{platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {seconds:g} s"
     )
-    text = f"Python {head}.\n\n{table(results)}"
+    order = {PEERS[key].name: results[PEERS[key].name] for key in PEERS if PEERS[key].name in results}
+    text = f"Python {head}.\n\n{table(order)}"
     (args.out or args.work / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -18,7 +18,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
     """One device with so many uint16 registers in a row."""
     with rig(peer, folder) as bench:
         process = bench.run(Job((Device("d1", bench.plc.port, 1, range(tags)),), bench.port))
-        bench.settle()
+        starting = bench.settle()
         bench.wait(SETTLED)
         bench.plc.note()
         begin, (before, _) = time.monotonic(), process.usage()
@@ -34,6 +34,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
         here = {number for _, _, number in bench.counted(since=begin)}
         first = f"{tags} tags: "
         return {
+            first + "first value after its start, s": f"{starting:.2f}",
             first + "CPU, % of one core": f"{(after - before) / took * 100:.2f}",
             first + "memory, MiB": f"{memory:.1f}",
             first + "requests a scan": f"{len(log) / (steps + 1):.1f}",
