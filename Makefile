@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
 
-.PHONY: demo test soak bench-peers lint types check lock clean
+.PHONY: demo test soak test-arm64 bench-peers lint types check lock clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
@@ -16,6 +16,10 @@ test: $(STAMP)
 # The tests of outages and random faults in their long form, then half an hour of memory, files and disk.
 soak: $(STAMP)
 	EDGETWIN_SOAK=1 $(BIN)/python -m pytest -s tests/e2e/test_books.py tests/cloud/test_random_faults.py tests/e2e/test_chaos.py tests/soak/soak.py $(ARGS)
+
+# Kernels, codec and a replay on an emulated arm64 (root, debootstrap, qemu-user-static, a Debian mirror); see the script.
+test-arm64: $(STAMP)
+	tests/arm64/run.sh $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
