@@ -37,7 +37,7 @@ def period(times: Sequence[float]) -> str:
     """'p50 / p99 / max' of the time between polls, in seconds."""
     steps = gaps(times)
     if len(steps) < 2:
-        return f"{len(times)} polls"
+        return f"only {len(times)} in the time"
     return f"{median(steps):.3f} / {quantile(steps, 0.99):.3f} / {max(steps):.3f}"
 
 

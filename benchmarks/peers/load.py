@@ -27,7 +27,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
         log = bench.plc.note()
         bench.wait(1.5)
         times = polls(log)
-        steps = len(gaps(times)) or 1
+        whole = [one for one in log if times and times[0] <= one.t < times[-1]]
         came = [one for one in bench.subscriber.messages if begin <= one.t < begin + took]
         kilobytes = sum(len(one.body) for one in came) / 1000
         served = {one.served for one in log if one.served is not None}
@@ -37,7 +37,7 @@ def load(peer: Peer, folder: Path, seconds: float, tags: int) -> dict[str, str]:
             first + "first value after its start, s": f"{starting:.2f}",
             first + "CPU, % of one core": f"{(after - before) / took * 100:.2f}",
             first + "memory, MiB": f"{memory:.1f}",
-            first + "requests a scan": f"{len(log) / (steps + 1):.1f}",
+            first + "requests a scan": f"{len(whole) / max(1, len(times) - 1):.1f}",
             first + "period p50 / p99 / max, s": period(times),
             first + "lag in 60 s, s": f"{lag(times):+.3f}",
             first + "MQTT messages/s; kB/s": f"{len(came) / took:.1f}; {kilobytes / took:.2f}",
