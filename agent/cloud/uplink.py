@@ -162,6 +162,7 @@ class Uplink:
         self._up_since = clock.mono()
         self._trouble_since = clock.mono()
         self._closed_early = False
+        self._knows_five = False
         self._context: ssl.SSLContext | None = None
         self._cut_at: int | None = None
         self._last_ack = clock.mono()
@@ -396,6 +397,8 @@ class Uplink:
         self._closed_early = False
         self._up_since = self._clock.mono()
         self.online = True
+        # it only was away for a moment when it closes early later: 3.1.1 would end the session that keeps our commands
+        self._knows_five = self._knows_five or self._protocol == MQTTProtocolVersion.MQTTv5
         self.error = None
         self._broker_limit = getattr(properties, "MaximumPacketSize", None)
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
@@ -413,7 +416,7 @@ class Uplink:
         self._lost(
             reason, taken_over=code == SESSION_TAKEN_OVER, cut=not early and code != SESSION_TAKEN_OVER
         )
-        if early:
+        if early and not self._knows_five:
             self._try_other_protocol()
 
     def _try_other_protocol(self) -> None:
