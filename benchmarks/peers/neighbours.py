@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from tests.brokers import free_port
 TAGS = 50
 HOLE = (60, 69)
 RANGE = range(120)
+FOUND = 3.0
+"""Seconds that a tool has to find out that nobody answers."""
 LEARNT = 12.0
 """Seconds a tool has to find out what a device refuses."""
 
@@ -30,38 +34,42 @@ def dead_host(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
         bench.settle()
         bench.wait(4.0)
         other.freeze()
-        times, came = _observed(bench, seconds)
+        rows = _observed(bench, first, seconds)
         other.thaw()
-        return {first + "the healthy one's period, s": times, first + "it is published every, s": came}
+        return rows
 
 
 def silent_unit(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
     """Three units on one connection; the second stops answering."""
     first = "beside a silent unit: "
     if not peer.units:
-        return {first + "a healthy one's period, s": "n/a: one unit a process"}
+        return {first + "the healthy one's period, s": "n/a: one unit a process"}
     with rig(peer, folder) as bench:
         units = tuple(Device(f"d{unit}", bench.plc.port, unit, range(TAGS)) for unit in (1, 2, 3))
         bench.run(Job(units, bench.port))
         bench.settle()
         bench.wait(4.0)
         bench.plc.silent(2)
-        bench.plc.note()
-        times, came = _observed(bench, seconds)
-        return {first + "a healthy one's period, s": times, first + "it is published every, s": came}
+        return _observed(bench, first, seconds)
 
 
-def _observed(bench: Rig, seconds: float) -> tuple[str, str]:
-    """The first device's period at the PLC and at the subscriber, from two seconds after the fault on."""
-    bench.wait(2.0)
+def _observed(bench: Rig, first: str, seconds: float) -> dict[str, str]:
+    """The first device's period at the PLC, as the fault begins and then, and at the subscriber."""
+    bench.plc.note()
+    bench.wait(FOUND)
+    begin = time.monotonic()
+    bench.wait(seconds)
     bench.plc.note()
     bench.subscriber.take()
-    begin = len(bench.subscriber.messages)
-    bench.wait(seconds)
-    log = bench.plc.note()
-    bench.subscriber.take()
-    since = bench.subscriber.messages[begin].t if begin < len(bench.subscriber.messages) else float("inf")
-    return period(polls(log)), period([t for t, _, _ in bench.counted(since=since)])
+    times = polls(bench.plc.log)
+    at_first = [b - a for a, b in itertools.pairwise(times) if begin - FOUND < b < begin]
+    return {
+        first + "the healthy one's period, s": period([t for t in times if t >= begin]),
+        first + f"its longest in the first {FOUND:g} s, s": f"{max(at_first):.3f}"
+        if at_first
+        else "none in them",
+        first + "it is published every, s": period([t for t, _, _ in bench.counted(since=begin)]),
+    }
 
 
 def hole(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:

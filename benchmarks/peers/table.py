@@ -14,7 +14,7 @@ TARGETS = {
     "1000 tags: period p50 / p99 / max, s": "1.000 / ≤ 1.010",
     "50 tags: lag in 60 s, s": "0.00",
     "1000 tags: lag in 60 s, s": "0.00",
-    "beside a silent unit: a healthy one's period, s": "p99 ≤ 1.020",
+    "beside a silent unit: the healthy one's period, s": "p99 ≤ 1.020",
     "a hole in the range: legal tags published, of 110": "110",
     "a hole in the range: requests a scan, once learnt": "≤ 3",
     "broker away 12 s: readings of the outage" + BOOKS: WHOLE,
