@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from agent.control.record import Grid
 
 Floats = NDArray[np.float64]
-Form = Literal["settling", "integrating", "oscillating"]
-"""Two lags; an integrator and a lag; one that swings, with a damping below 1."""
+Form = Literal["settling", "integrating", "oscillating", "many"]
+"""Two lags; an integrator and a lag; one that swings, with a damping below 1; several equal lags."""
 
 STARTS = 4
 """The best points of the coarse search that are refined."""
@@ -28,6 +28,8 @@ LAST_GAIN = 1e-7
 """Relative fall of the sum of squares at which a fit is done."""
 NEAR = 1e-4
 """Relative difference of two lags below which they count as equal in the closed form."""
+EQUAL = (3.0, 4.0, 6.0, 9.0, 14.0)
+"""Numbers of equal lags that are tried."""
 LEAST_DAMPING, MOST_DAMPING = 0.05, 0.99
 
 
@@ -41,15 +43,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Lags and delay in seconds; `k` is per second for an integrating process. `damping`: 1 unless it oscillates.
+    """Lags and delay in seconds; `k` is per second for an integrating process.
 
+    second: what `Simulation.columns` takes so: the other lag, the damping, or the number of equal lags.
     linear: (q,) factors of `Simulation.columns`, the gain first. residuals: (n,), whitened as the simulation was.
     """
 
     form: Form
     t1: float
-    t2: float
-    damping: float
+    second: float
     delay: float
     linear: Floats
     residuals: Floats
@@ -60,9 +62,18 @@ class Fit:
         return self.form == "integrating"
 
     @property
+    def t2(self) -> float:
+        return self.second if self.form in ("settling", "integrating") else 0.0
+
+    @property
+    def damping(self) -> float:
+        """1 unless it oscillates."""
+        return self.second if self.form == "oscillating" else 1.0
+
+    @property
     def point(self) -> Floats:
         """(3,) what `Simulation.columns` takes."""
-        return np.array([self.t1, self.damping if self.form == "oscillating" else self.t2, self.delay])
+        return np.array([self.t1, self.second, self.delay])
 
     @property
     def k(self) -> float:
@@ -94,7 +105,7 @@ class Simulation:
     def columns(self, t1: float, second: float, delay: float) -> Floats:
         """(n, q): the PV for a gain of 1, a constant, and what an unknown state at the start leaves.
 
-        second: the other lag, or the damping of a process that oscillates.
+        second: the other lag, the damping of a process that oscillates, or the number of equal lags.
         """
         since = self._edges - delay
         pulse = np.diff(self._response(since, t1, second))
@@ -108,6 +119,8 @@ class Simulation:
     def _response(self, since: Floats, t1: float, second: float) -> Floats:
         if self.form == "integrating":
             return _ramp(since, second)
+        if self.form == "many":
+            return _chain(since, t1, round(second))
         return _swing(since, t1, second) if self.form == "oscillating" else _step(since, t1, second)
 
     def _starts(self, seconds: Floats, t1: float, second: float) -> list[Floats]:
@@ -116,6 +129,8 @@ class Simulation:
             return [seconds]
         if self.form == "settling":
             return [np.exp(-seconds / max(t1, second, 1e-3 * self.grid.period))]
+        if self.form == "many":
+            return [np.exp(-seconds / t1), seconds / t1 * np.exp(-seconds / t1)]
         turned = math.sqrt(1.0 - second * second) / t1 * seconds
         left = np.exp(-second / t1 * seconds)
         return [left * np.cos(turned), left * np.sin(turned)]
@@ -151,6 +166,8 @@ class Simulation:
             pairs = [(0.0, lag) for lag in lags[::2]]
         elif self.form == "settling":
             pairs = [(lag, share * lag) for lag in lags for share in (0.0, 0.35, 1.0)]
+        elif self.form == "many":
+            pairs = [(lag / number, number) for lag in lags[1:] for number in EQUAL]
         else:
             lags = np.geomspace(shortest, bounds.lag / 2, 16)
             pairs = [(lag, damping) for lag in lags for damping in (0.12, 0.3, 0.6)]
@@ -163,9 +180,8 @@ class Simulation:
 
     def _refine(self, point: Floats, bounds: Bounds, *, fixed: bool) -> Fit:
         """Levenberg-Marquardt on lags and delay, the linear factors solved for at each point (variable projection)."""
-        free = [
-            i for i in (0, 1, 2) if not (i == 0 and self.form == "integrating") and not (i == 2 and fixed)
-        ]
+        still = {("integrating", 0), ("many", 1)}
+        free = [i for i in (0, 1, 2) if (self.form, i) not in still and not (i == 2 and fixed)]
         low, high = self._box(bounds)
         linear, residuals = self.solve(*point)
         best, damping = float(residuals @ residuals), 1e-2
@@ -191,19 +207,19 @@ class Simulation:
             point, linear, residuals, damping = moved, tried, left, max(damping / 6.0, 1e-9)
             if gain < LAST_GAIN:
                 break
-        t1, t2, damping = 0.0, point[1], 1.0
         if self.form == "settling":
-            t1, t2 = max(point[:2]), min(point[:2])
-        elif self.form == "oscillating":
-            t1, t2, damping = point[0], 0.0, point[1]
-        lags = float(t1), float(t2), float(damping)
-        return Fit(self.form, *lags, float(point[2]), linear, residuals, bounds)
+            point[:2] = max(point[:2]), min(point[:2])
+        t1, second, late = point.tolist()
+        return Fit(self.form, t1, second, late, linear, residuals, bounds)
 
     def _box(self, bounds: Bounds) -> tuple[Floats, Floats]:
         """(lowest, highest) of what `columns` takes."""
         if self.form == "oscillating":
             low = np.array([0.3 * self.grid.period, LEAST_DAMPING, 0.0])
             return low, np.array([bounds.lag, MOST_DAMPING, bounds.delay])
+        if self.form == "many":
+            low = np.array([0.03 * self.grid.period, min(EQUAL), 0.0])
+            return low, np.array([bounds.lag, max(EQUAL), bounds.delay])
         return np.zeros(3), np.array([bounds.lag, bounds.lag, bounds.delay])
 
     def nudge(self, point: Floats, i: int) -> float:
@@ -272,3 +288,13 @@ def _swing(since: Floats, t1: float, damping: float) -> Floats:
     speed = math.sqrt(1.0 - damping * damping)
     swing: Floats = np.cos(speed * t) + damping / speed * np.sin(speed * t)
     return 1.0 - np.exp(-damping * t) * swing
+
+
+def _chain(since: Floats, lag: float, number: int) -> Floats:
+    """Unit step response of 1 / (lag s + 1)^number."""
+    t = np.maximum(since, 0.0) / lag
+    term, terms = np.ones_like(t), np.ones_like(t)
+    for k in range(1, number):
+        term = term * t / k
+        terms = terms + term
+    return 1.0 - np.exp(-t) * terms

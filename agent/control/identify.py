@@ -93,7 +93,9 @@ def identify(record: Record, *, period: float | None = None) -> Identified:
     lags, integrating = (whitened(grid, bounds, form) for form in ("settling", "integrating"))
     simulation, fit = _chosen([lags, integrating], span)
     if lags[1].t2 > ALIKE_LAGS * lags[1].t1:
-        simulation, fit = _swinging((simulation, fit), whitened(grid, bounds, "oscillating"))
+        simulation, fit = _swinging(
+            (simulation, fit), whitened(grid, bounds, "oscillating"), whitened(grid, bounds, "many")[1]
+        )
     return _judged(grid, simulation, fit)
 
 
@@ -129,11 +131,16 @@ def _chosen(fits: list[tuple[Simulation, Fit]], span: float) -> tuple[Simulation
     return fits[1] if worse < ALIKE or settling.t1 > NOT_SETTLING * span else fits[0]
 
 
-def _swinging(found: tuple[Simulation, Fit], swing: tuple[Simulation, Fit]) -> tuple[Simulation, Fit]:
-    """Oscillating where that explains the record clearly better and it is a swing: many lags look a little like one."""
-    plain, other = found[1], swing[1]
-    better = len(plain.residuals) * math.log(_innovation(plain) / max(_innovation(other), 1e-300))
-    return swing if better > CLEARLY and other.damping < SWINGS else found
+def _swinging(
+    found: tuple[Simulation, Fit], swing: tuple[Simulation, Fit], many: Fit
+) -> tuple[Simulation, Fit]:
+    """Oscillating where that explains the record clearly better than what was found, and than many lags do.
+
+    Many lags look a little like a swing, and where slow loads hide what the gain is, one is made up for it.
+    """
+    n, new = len(swing[1].residuals), max(_innovation(swing[1]), 1e-300)
+    better = n * math.log(min(_innovation(found[1]), _innovation(many)) / new)
+    return swing if better > CLEARLY and swing[1].damping < SWINGS else found
 
 
 def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:

@@ -201,20 +201,24 @@ def test_a_swing_with_an_answer_the_wrong_way_is_not_good_for_prediction() -> No
 
 
 @pytest.mark.parametrize("lags", [4, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_many_lags_are_not_taken_for_a_swing(lags: int, seed: int) -> None:
-    """A swing of damping 0.8 explains them better than two lags and a delay do, and is none."""
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("moved", ["random", "relay"])
+def test_many_lags_are_not_taken_for_a_swing(lags: int, seed: int, moved: str) -> None:
+    """A swing explains them better than two lags and a delay do, with a slow load and a relay one of damping 0.56."""
     rng = np.random.default_rng(seed)
     chain = [Process(ModelConfig(k=1.0, t1=2.0), 0.1, pv=0.0, out=0.0) for _ in range(lags)]
     out, rows = 0.0, []
     for i in range(500):
-        if i >= 25 and i % (2 * lags) == 0:
+        seen = chain[-1].pv + 0.005 * rng.normal()
+        if moved == "relay" and i >= 25:
+            out = -0.15 if seen > 0.0 else 0.15
+        elif i >= 25 and i % (2 * lags) == 0:
             out = rng.choice([-0.15, 0.15])
-        rows.append((chain[-1].pv + 0.005 * rng.normal(), out))
+        rows.append((seen, out))
         for _ in range(10):
-            moved = out
+            through = out + (0.02 * np.sin(i / 37.0) if moved == "relay" else 0.0)
             for one in chain:
-                moved = one.step(moved)
+                through = one.step(through)
     pv, outs = np.array(rows).T
     assert identify(Record(np.arange(500.0), pv.copy(), outs.copy())).model.damping == 1.0
 
