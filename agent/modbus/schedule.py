@@ -260,8 +260,9 @@ class Schedule:
 
     def pick_silent(self, now: float) -> tuple[Unit, Request, float] | None:
         """(demoted unit, its shortest request, time limit) to be tried in the line's spare time now."""
-        for unit in sorted(self.units.values(), key=lambda unit: unit.next_try):
-            if not unit.demoted or unit.next_try > now or unit.ready_at > now:
+        demoted = [unit for unit in self.units.values() if unit.misses]
+        for unit in sorted(demoted, key=lambda unit: unit.next_try):
+            if unit.next_try > now or unit.ready_at > now:
                 continue
             request = self.shortest(unit.name)
             slack = self.slack(unit.name, now)
@@ -316,7 +317,7 @@ class Schedule:
 
     def next_spare(self, now: float) -> float:
         """When spare-time work comes up next; what came up already waits for the next due request to pass."""
-        times = [max(unit.next_try, unit.ready_at) for unit in self.units.values() if unit.demoted]
+        times = [max(unit.next_try, unit.ready_at) for unit in self.units.values() if unit.misses]
         times += [max(at, self.units[request.device].ready_at) for request, at in self.owed.items()]
         times += [self.units[run.scan.device].ready_at for run in self.active]
         return min((at for at in times if at > now), default=float("inf"))

@@ -53,6 +53,7 @@ class _Device:
     name: str
     config: HealthConfig
     slots: Ints
+    tags: tuple[str, ...]
     score: float | None = None
     causes: tuple[str, ...] = ()
     since: float | None = None  # when it began to be under the alarm limit, or over it again while raised
@@ -86,7 +87,9 @@ class Health:
                 self._settings[slots, c.WARMUP] = warmup
                 self._settings[slots, c.EVERY] = max(1, -(-warmup // WINDOW))
                 self._settings[slots, c.SEASONS] = setting.reference == "slow"
-                self._devices.append(_Device(name, setting, slots))
+                self._devices.append(
+                    _Device(name, setting, slots, tuple(self._keys[slot][1] for slot in slots))
+                )
         self._of_name = {one.name: one for one in self._devices}
         self._watch = np.zeros((len(self._keys), c.WATCH))
         self._watch[:, c.UNSEEN] = 1.0
@@ -140,8 +143,8 @@ class Health:
             device.name: HealthView(
                 score=device.score,
                 tags={
-                    self._keys[slot][1]: None if math.isnan(scores[slot]) else float(scores[slot])
-                    for slot in device.slots
+                    tag: None if score != score else score
+                    for tag, score in zip(device.tags, scores[device.slots].tolist(), strict=True)
                 },
                 causes=device.causes,
             )
