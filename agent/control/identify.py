@@ -93,9 +93,7 @@ def identify(record: Record, *, period: float | None = None) -> Identified:
     lags, integrating = (whitened(grid, bounds, form) for form in ("settling", "integrating"))
     simulation, fit = _chosen([lags, integrating], span)
     if lags[1].t2 > ALIKE_LAGS * lags[1].t1:
-        simulation, fit = _swinging(
-            (simulation, fit), whitened(grid, bounds, "oscillating"), whitened(grid, bounds, "many")[1]
-        )
+        simulation, fit = _swinging((simulation, fit), whitened(grid, bounds, "oscillating"), bounds)
     return _judged(grid, simulation, fit)
 
 
@@ -132,15 +130,19 @@ def _chosen(fits: list[tuple[Simulation, Fit]], span: float) -> tuple[Simulation
 
 
 def _swinging(
-    found: tuple[Simulation, Fit], swing: tuple[Simulation, Fit], many: Fit
+    found: tuple[Simulation, Fit], swing: tuple[Simulation, Fit], bounds: Bounds
 ) -> tuple[Simulation, Fit]:
     """Oscillating where that explains the record clearly better than what was found, and than many lags do.
 
-    Many lags look a little like a swing, and where slow loads hide what the gain is, one is made up for it.
+    Many lags look a little like a swing, and where slow loads hide what the gain is, one is made up for it. They are
+    compared with the swing's own whitening: the noise is the same, whatever the process is.
     """
-    n, new = len(swing[1].residuals), max(_innovation(swing[1]), 1e-300)
-    better = n * math.log(min(_innovation(found[1]), _innovation(many)) / new)
-    return swing if better > CLEARLY and swing[1].damping < SWINGS else found
+    simulation, fit = swing
+    starts = Simulation(simulation.grid, form="many").fits(bounds)
+    many = Simulation(simulation.grid, form="many", whitening=simulation.whitening).fit_from(starts)
+    least = min(_innovation(found[1]), _innovation(many))
+    better = len(fit.residuals) * math.log(least / max(_innovation(fit), 1e-300))
+    return swing if better > CLEARLY and fit.damping < SWINGS else found
 
 
 def _judged(grid: Grid, simulation: Simulation, fit: Fit) -> Identified:
