@@ -39,10 +39,15 @@ pytestmark = pytest.mark.timeout(SECONDS + 1800)
 
 @dataclass(frozen=True)
 class Sample:
-    """Of one moment: s since exec, MB, MB, numbers, bytes given to the disk since exec."""
+    """Of one moment: s since exec; MB; numbers; bytes given to the disk since exec.
+
+    `rss` holds pages of files too, libraries for one, which the kernel takes away when others need memory; `own` does
+    not.
+    """
 
     at: float
     rss: float
+    own: float
     most: float
     threads: int
     files: int
@@ -86,6 +91,7 @@ class Agent:
         return Sample(
             at=time.monotonic() - self.started,
             rss=int(status["VmRSS"].split()[0]) / 1024,
+            own=int(status["RssAnon"].split()[0]) / 1024,
             most=int(status["VmHWM"].split()[0]) / 1024,
             threads=int(status["Threads"]),
             files=len(list((proc / "fd").iterdir())),
@@ -174,7 +180,7 @@ def sampled(agent: Agent) -> Iterator[Sample]:
         yield one
         if one.at % 60 < EVERY:
             print(
-                f"  {one.at:6.0f} s  RSS {one.rss:.2f} MB  {one.threads} threads  {one.files} files",
+                f"  {one.at:6.0f} s  RSS {one.rss:.2f} MB, own {one.own:.2f}  {one.threads} threads  {one.files} files",
                 flush=True,
             )
         time.sleep(EVERY)
@@ -188,7 +194,8 @@ def settled(samples: list[Sample]) -> list[Sample]:
 def report(samples: list[Sample]) -> None:
     late = settled(samples)
     first, last = late[0], late[-1]
-    found = slope([one.at / 3600 for one in late], [one.rss for one in late])
+    hours = [one.at / 3600 for one in late]
+    found, own = slope(hours, [one.rss for one in late]), slope(hours, [one.own for one in late])
     per_day = (last.written - first.written) / (last.at - first.at) * 86400 / 1e6
     tell(f"RSS at {20 * TAGS} tags", last.rss, 170, "MB")
     print(
@@ -196,6 +203,7 @@ def report(samples: list[Sample]) -> None:
     )
     print(f"  slope of RSS after {first.at:.0f} s: {found.fitted:+.3f} MB/h")
     tell("upper end of its 95 % interval", found.upper, 1, "MB/h")
+    print(f"  slope of its own memory ({last.own:.1f} MB): {own.fitted:+.3f}, at most {own.upper:+.3f} MB/h")
     print(f"  written until {first.at:.0f} s: {first.written / 1e6:.2f} MB")
     tell("written after that, told as a day", per_day, 10, "MB")
 
