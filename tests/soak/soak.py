@@ -27,6 +27,7 @@ from tests.soak.slope import slope
 
 SECONDS = float(os.environ.get("EDGETWIN_SOAK_SECONDS", "1800"))
 SETTLES = min(600.0, SECONDS / 3)
+SHORTEST = 45.0
 LONG_ENOUGH = 600.0
 """Seconds after settling from which on the slope is a verdict."""
 EVERY = 10.0
@@ -144,6 +145,7 @@ def tell(what: str, value: float, goal: float, unit: str) -> None:
 
 
 def test_half_an_hour(tmp_path: Path) -> None:
+    assert SECONDS >= SHORTEST, f"EDGETWIN_SOAK_SECONDS: no slope can be told of less than {SHORTEST:.0f} s"
     print(f"\n{SECONDS:.0f} s at {20 * TAGS} tags, load of the machine {os.getloadavg()[0]:.1f}")
     cache = tmp_path / "cache"
     with rig(tmp_path / "1000", devices=20) as (config, first, broker):
