@@ -54,6 +54,9 @@ class Modpoll2mqtt(Modpoll):
     requirements = ("modpoll2mqtt==2.4.1",)
     more = ("--no-output",)
 
+    def answers(self, topic: str, body: bytes) -> bool:
+        return topic.endswith("/commands/response")
+
     def write(self, job: Job, case: str) -> Write | None:
         address, value = _asked(job, case)
         body = {
