@@ -17,6 +17,8 @@ from tests.brokers import free_port
 TAGS = 50
 HOLE = (60, 69)
 RANGE = range(120)
+TIMEOUT = 2.0
+"""Of every tool, in seconds: longer than the period, or waiting it out would look like keeping the period."""
 FOUND = 3.0
 """Seconds that a tool has to find out that nobody answers."""
 LEARNT = 12.0
@@ -46,7 +48,7 @@ def silent_unit(peer: Peer, folder: Path, seconds: float) -> dict[str, str]:
         return {first + "the healthy one's period, s": "n/a: one unit a process"}
     with rig(peer, folder) as bench:
         units = tuple(Device(f"d{unit}", bench.plc.port, unit, range(TAGS)) for unit in (1, 2, 3))
-        bench.run(Job(units, bench.port))
+        bench.run(Job(units, bench.port, timeout=TIMEOUT))
         bench.settle()
         bench.wait(4.0)
         bench.plc.silent(2)
