@@ -34,8 +34,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 KIND, VERSION = "commissioning", 1
-WINDOW = 1000
-"""Samples kept while learning; a longer commissioning keeps every second, third, ... of them."""
+WINDOW, WINDOW_LEAST = 1000, 100
+"""Samples of a tag kept while learning; a longer commissioning keeps every second, third, ... of them."""
+WINDOWS_TOGETHER = 1_000_000
+"""Samples of all tags together (24 bytes each): with more than 1,000 tags, each keeps fewer."""
 REACH_LEAST = 1.5
 """Least distance of z from median to 99.5 % quantile: the log of the 4.2 that a Gaussian signal has. A short window of
 an inert signal shows less by chance, and would then call every excursion a fault."""
@@ -71,6 +73,7 @@ class Health:
         self._predictor = predictor
         self._keys = tuple(keys)
         self._devices: list[_Device] = []
+        self._places = min(WINDOW, max(WINDOW_LEAST, WINDOWS_TOGETHER // max(1, len(self._keys))))
         self._settings = np.zeros((len(self._keys), c.SETTINGS))
         self._settings[:, c.DEVICE] = -1.0
         for name in dict.fromkeys(device for device, _ in self._keys):
@@ -85,7 +88,7 @@ class Health:
                 warmup = max(setting.warmup, 2 * c.MOVES_WANTED)
                 self._settings[slots, c.DEVICE] = len(self._devices)
                 self._settings[slots, c.WARMUP] = warmup
-                self._settings[slots, c.EVERY] = max(1, -(-warmup // WINDOW))
+                self._settings[slots, c.EVERY] = max(1, -(-warmup // self._places))
                 self._settings[slots, c.SEASONS] = setting.reference == "slow"
                 self._devices.append(
                     _Device(name, setting, slots, tuple(self._keys[slot][1] for slot in slots))
@@ -237,7 +240,7 @@ class Health:
         return True
 
     def _longest(self) -> int:
-        return int(min(self._settings[:, c.WARMUP].max(initial=1), WINDOW))
+        return int(min(self._settings[:, c.WARMUP].max(initial=1), self._places))
 
     def _empty(self) -> Floats:
         """What is kept of each tag until its reference is frozen: level, value and fast part of its samples."""

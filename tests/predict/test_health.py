@@ -277,6 +277,18 @@ def test_a_long_commissioning_keeps_a_bounded_window() -> None:
     assert math.isnan(scores[3400]) and np.isfinite(scores[-1])
 
 
+@pytest.mark.parametrize("tags", [1, 50])
+def test_many_tags_share_what_is_kept_while_learning(tags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a gateway with 10,000 tags, each of which keeps every fourth sample: the score serves all the same."""
+    monkeypatch.setattr("agent.predict.health.WINDOWS_TOGETHER", 100 * tags)
+    one = plant(tags)
+    assert one.health._window.shape == (tags, 100, 3)
+    scores, events = one.feed(steady(2500, tags))
+    assert np.median(scores[WARMUP + 20 :]) > 0.9 and low(events) == []
+    _, events = one.feed(steady(600, tags) + np.linspace(0, 12, 600)[:, None])
+    assert low(events) == [("health_low", "raised")]
+
+
 @pytest.mark.parametrize("value", [1e300, -1e300, np.inf, 1e-300])
 def test_monstrous_values_leave_a_score(value: float) -> None:
     one = plant()
