@@ -64,13 +64,13 @@ class Store:
         """True where each batch goes to disk before it is sent: `durable`, or `keep` for a resend."""
         return self.config.durable or self.config.keep > 0
 
-    def add(self, batches: Sequence[Batch], *, online: bool, now: float) -> None:
-        """Takes batches that were closed together."""
+    def add(self, batches: Sequence[Batch], *, online: bool, since: float) -> None:
+        """Takes batches that were closed together; `since`: from when on the broker might have had them (monotonic)."""
         on_disk = self.commits_first and self.outbox.spill(batches)
         if on_disk and not online:
             return  # they come back from disk
         for batch in batches:
-            self.memory[(batch.device, batch.seq)] = Waiting(batch, live=online, since=now, on_disk=on_disk)
+            self.memory[(batch.device, batch.seq)] = Waiting(batch, live=online, since=since, on_disk=on_disk)
             self._bytes += len(batch.body)
         if self._bytes > MEMORY_BOUND:
             self.spill()

@@ -312,7 +312,6 @@ class Cloud:
             self._dropped_told = self._rows_dropped
             text = f"{self._rows_dropped} replies were dropped: the cloud side cannot keep up"
             self._own_event(Event(None, "replies_dropped", "warning", "raised", text, now))
-
         self._tell_trouble(now)
 
     def _tell_trouble(self, now: float) -> None:
@@ -338,7 +337,9 @@ class Cloud:
 
     def _close(self, closed: Iterable[tuple[str, list[Row]]]) -> None:
         now, batches = self._clock.mono(), []
+        since = now  # when the oldest would have been closed online: a long one counts as waiting since then
         for device, rows in closed:
+            since = min(since, rows[0].t + self._config.mqtt.batch)
             seq = self._outbox.next_seq(device)
             try:
                 batches.append(self._make_batch(device, seq, rows, now))
@@ -348,7 +349,7 @@ class Cloud:
         if batches and self._journal is not None:
             self._journal.note(self._outbox.stream, batches)
         if batches:
-            self._store.add(batches, online=self._uplink.online, now=now)
+            self._store.add(batches, online=self._uplink.online, since=since)
 
     def _make_batch(self, device: str, seq: int, rows: list[Row], now: float) -> Batch:
         stamp = self._stamp()
@@ -455,8 +456,7 @@ class Cloud:
                 self._offline_sent = True
                 self._publisher.queue_state(now, self._backlog(), "offline")
                 return False
-        # without the acknowledgement of `offline` the last will has to say it
-        self._uplink.close(politely=self._offline_sent and idle)
+        self._uplink.close(politely=self._offline_sent and idle)  # or else the last will says it
         self._guarded(self._put_away, self._stopping)
         return True
 

@@ -26,7 +26,7 @@ def sent(store: Store) -> Waiting:
 def test_what_the_broker_does_not_acknowledge_goes_to_disk_while_it_is_under_way(tmp_path: Path) -> None:
     memory = store(tmp_path)
     for now in (0.0, 1.0):
-        memory.add([batch(memory.outbox)], online=True, now=now)
+        memory.add([batch(memory.outbox)], online=True, since=now)
     sent(memory)
     memory.tick(LATE - 0.1, offline_for=0.0)
     assert waiting(memory.outbox) == []
@@ -43,7 +43,7 @@ def test_what_the_broker_does_not_acknowledge_goes_to_disk_while_it_is_under_way
 def test_nothing_is_written_while_the_broker_acknowledges(tmp_path: Path) -> None:
     memory = store(tmp_path)
     for now in range(100):
-        memory.add([batch(memory.outbox)], online=True, now=float(now))
+        memory.add([batch(memory.outbox)], online=True, since=float(now))
         sent(memory)
         memory.acked(("a", now + 1))
         memory.tick(float(now), offline_for=0.0)
@@ -53,7 +53,7 @@ def test_nothing_is_written_while_the_broker_acknowledges(tmp_path: Path) -> Non
 def test_what_leaves_memory_while_the_link_is_up_is_still_sent(tmp_path: Path) -> None:
     """Batches behind it were sent from disk already: it lies before where reading the disk goes on."""
     memory = store(tmp_path)
-    memory.add([batch(memory.outbox)], online=True, now=0.0)
+    memory.add([batch(memory.outbox)], online=True, since=0.0)
     memory.tick(LATE, offline_for=0.0)
     assert memory.outbox.spill([batch(memory.outbox)])
     one = memory.next_disk(LATE)
@@ -62,3 +62,12 @@ def test_what_leaves_memory_while_the_link_is_up_is_still_sent(tmp_path: Path) -
     one = memory.next_disk(LATE)
     assert one is not None and one.seq == 1
     assert memory.next_disk(LATE) is None
+
+
+def test_a_batch_of_an_outage_that_is_closed_as_the_link_comes_back_is_kept_at_once(tmp_path: Path) -> None:
+    """It covers a whole `outbox.batch`: a kill before its acknowledgement would cost it and what came after it."""
+    memory = store(tmp_path)
+    memory.add([batch(memory.outbox)], online=True, since=100.0 - (SPAN - 1.0))
+    memory.tick(100.0, offline_for=0.0)
+    assert waiting(memory.outbox) == [1]
+    assert sent(memory).live

@@ -71,7 +71,7 @@ def test_min_free(tmp_path: Path) -> None:
 def test_durable(tmp_path: Path) -> None:
     for durable, on_disk in ((False, []), (True, [1])):
         kept = Kept(tmp_path / str(durable), durable=durable)
-        kept.store.add([kept.batch()], online=True, now=0.0)
+        kept.store.add([kept.batch()], online=True, since=0.0)
         assert kept.seqs() == on_disk
 
 
