@@ -113,6 +113,7 @@ def test_outbox_batch(tmp_path: Path) -> None:
             found: int = agent.cloud.status()["outbox"]["batches"]
             return found
 
-    long = batches("40s")
-    assert batches("5s") > 2 * max(1, long)
-    assert batches("40s", durable=True) > 2 * max(1, long)
+    # two minutes hold no batch of ten; how many short ones there are depends on how often the thread gets its turn
+    assert batches("10m") <= 1
+    assert batches("5s") >= 3
+    assert batches("10m", durable=True) >= 3
