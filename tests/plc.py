@@ -16,10 +16,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 SIZE = 200
+
+
+def talk(connection: socket.socket, answer: Callable[[bytes], bytes]) -> None:
+    """Answers the Modbus TCP requests of one connection until its other side ends it: `answer(request PDU)`."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection, connection.makefile("rb") as stream:
+        while len(head := stream.read(7)) == 7:
+            tid, _, length, unit = struct.unpack(">HHHB", head)
+            reply = answer(stream.read(length - 1))
+            connection.sendall(struct.pack(">HHHB", tid, 0, len(reply) + 1, unit) + reply)
 
 
 def serve(port: int, epoch: int, journal: Path) -> None:
@@ -47,17 +58,9 @@ def serve(port: int, epoch: int, journal: Path) -> None:
                 return pdu
         return bytes([function | 0x80, 2])
 
-    def talk(connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection, connection.makefile("rb") as stream:
-            while len(head := stream.read(7)) == 7:
-                tid, _, length, unit = struct.unpack(">HHHB", head)
-                reply = answer(stream.read(length - 1))
-                connection.sendall(struct.pack(">HHHB", tid, 0, len(reply) + 1, unit) + reply)
-
     while True:
         connection, _ = server.accept()
-        threading.Thread(target=talk, args=(connection,), daemon=True).start()
+        threading.Thread(target=talk, args=(connection, answer), daemon=True).start()
 
 
 @dataclass

@@ -12,26 +12,8 @@ from pathlib import Path
 import pytest
 from iotcore import Broker
 
+from agent.demo.broker import LISTENER, ROUTER
 from tests.brokers import Mosquitto, TcpProxy, free_port, wait_for_port
-
-RUMQTTD = """
-id = 0
-[router]
-id = 0
-max_connections = 100
-max_outgoing_packet_count = 200
-max_segment_size = 104857600
-max_segment_count = 10
-[{listener}.1]
-name = "{listener}"
-listen = "127.0.0.1:{port}"
-next_connection_delay_ms = 1
-    [{listener}.1.connections]
-    connection_timeout_ms = 60000
-    max_payload_size = {limit}
-    max_inflight_count = 100
-    dynamic_filters = true
-"""
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +75,7 @@ def rumqttd(folder: Path, listener: str) -> Iterator[int]:
     """A broker with one listener: v4 (MQTT 3.1.1) or ws (the same over websockets); packets of 20 kB at most."""
     port = free_port()
     config = folder / "broker.toml"
-    config.write_text(RUMQTTD.format(port=port, limit=20_000, listener=listener))
+    config.write_text(ROUTER + LISTENER.format(version=listener, port=port, payload=20_000))
     broker = Broker(port=port, config_path=str(config))
     broker.start()
     try:

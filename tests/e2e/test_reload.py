@@ -18,6 +18,7 @@ import pytest
 
 from tests.books import Reader
 from tests.brokers import Mosquitto
+from tests.plc import talk
 
 pytestmark = pytest.mark.process
 DEVICES = 20
@@ -42,17 +43,13 @@ class Plcs:
             except OSError:
                 return
             self.connections[server.getsockname()[1]] += 1
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            threading.Thread(target=talk, args=(connection, self._answer), daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection, connection.makefile("rb") as stream:
-            while len(head := stream.read(7)) == 7:
-                tid, _, length, unit = struct.unpack(">HHHB", head)
-                _, address, count = struct.unpack(">BHH", stream.read(length - 1))
-                words = [address + i & 0xFFFF for i in range(count)]
-                pdu = struct.pack(f">BB{count}H", 3, 2 * count, *words)
-                connection.sendall(struct.pack(">HHHB", tid, 0, len(pdu) + 1, unit) + pdu)
+    @staticmethod
+    def _answer(pdu: bytes) -> bytes:
+        _, address, count = struct.unpack(">BHH", pdu)
+        words = [address + i & 0xFFFF for i in range(count)]
+        return struct.pack(f">BB{count}H", 3, 2 * count, *words)
 
     def close(self) -> None:
         for server in self._servers:

@@ -14,52 +14,25 @@ from typing import Any
 import pytest
 
 from tests.brokers import free_port
+from tests.e2e.demo_vessel import DemoVessel
 
 pytestmark = pytest.mark.process
 GAIN, TIME_CONSTANT = 1.8, 1.2
 HEATER = 40.0
 PATIENCE = 60.0
 
-CONFIG = """\
-gateway: line7
-state_dir: {folder}/state
-mqtt: {{url: "mqtt://127.0.0.1:{broker}"}}
-page: off
-predict: off
-devices:
-  vessel:
-    url: tcp://127.0.0.1:{plant}
-    every: 100ms
-    on_loss: zero
-    tags:
-      temperature: {{holding: 100, type: float32}}
-      heater: {{holding: 102, scale: 0.1, write: {{range: [0, 100], function: 6, min_interval: 0s, daily: 1000000}}}}
-loops:
-  heat:
-    pv: vessel/temperature
-    out: vessel/heater
-    setpoint: 90
-    every: 100ms
+LOOP = """\
     mode: manual
-    limits: [0, 100]
     trip: [0, 120]
 """
 
 
-class Site:
-    """The plant and the agent, each a process."""
+class Site(DemoVessel):
+    """The plant, the agent, and the command line."""
 
     def __init__(self, folder: Path) -> None:
-        python = [sys.executable, "-m"]
-        self.plant = subprocess.Popen(
-            [*python, "agent.demo.plant"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.plant.stdout is not None
-        port = json.loads(self.plant.stdout.readline())["port"]
-        self.config = folder / "config.yaml"
-        self.config.write_text(CONFIG.format(folder=folder, broker=free_port(), plant=port))
-        with (folder / "agent.log").open("wb") as log:
-            self.agent = subprocess.Popen([*python, "agent", "run", str(self.config)], stderr=log, stdout=log)
+        mqtt = f'{{url: "mqtt://127.0.0.1:{free_port()}"}}'
+        super().__init__(folder, gateway="line7", mqtt=mqtt, more=LOOP)
 
     def command(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -85,11 +58,6 @@ class Site:
         while not condition(self.loop()):
             assert time.monotonic() < end, f"{what}: {self.loop()}"
             time.sleep(0.2)
-
-    def end(self) -> None:
-        self.agent.send_signal(signal.SIGTERM)
-        self.agent.wait(timeout=30)
-        self.plant.communicate(timeout=30)  # it prints its books when its input ends
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,55 +13,28 @@ import pytest
 
 from tests.brokers import Mosquitto, needs_mosquitto
 from tests.cloud.harness import Ear, wait_until
+from tests.e2e.demo_vessel import DemoVessel
 
 pytestmark = [needs_mosquitto, pytest.mark.process]
 PATIENCE = 60.0
 
-CONFIG = """\
-gateway: line4
-state_dir: {folder}/state
-mqtt: {{url: "{broker}", batch: 200ms}}
-commands: {{enabled: true}}
-page: off
-predict: off
-devices:
-  vessel:
-    url: tcp://127.0.0.1:{plant}
-    every: 100ms
-    on_loss: zero
-    tags:
-      temperature: {{holding: 100, type: float32}}
-      heater: {{holding: 102, scale: 0.1, write: {{range: [0, 100], function: 6, min_interval: 0s, daily: 1000000}}}}
-loops:
-  heat:
-    pv: vessel/temperature
-    out: vessel/heater
-    setpoint: 90
-    every: 100ms
+MORE = """\
     mode: auto
-    limits: [0, 100]
     setpoint_limits: [20, 120]
     remote: [setpoint]
-    controller: {{kp: 0.5, ti: 1500ms}}
-    model: {{k: 1.8, t1: 1200ms, delay: 200ms, bias: 18, grade: fair, noise: 0.1}}
+    controller: {kp: 0.5, ti: 1500ms}
+    model: {k: 1.8, t1: 1200ms, delay: 200ms, bias: 18, grade: fair, noise: 0.1}
+commands: {enabled: true}
 """
 
 
-class Site:
-    """The plant and the agent, each a process; `ear` is the central side."""
+class Site(DemoVessel):
+    """The plant and the agent; `ear` is the central side."""
 
     def __init__(self, folder: Path, broker: Mosquitto, ear: Ear) -> None:
         self.ear = ear
-        python = [sys.executable, "-m"]
-        self.plant = subprocess.Popen(
-            [*python, "agent.demo.plant"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.plant.stdout is not None
-        port = json.loads(self.plant.stdout.readline())["port"]
-        self.config = folder / "config.yaml"
-        self.config.write_text(CONFIG.format(folder=folder, broker=broker.url, plant=port))
-        with (folder / "agent.log").open("wb") as log:
-            self.agent = subprocess.Popen([*python, "agent", "run", str(self.config)], stderr=log, stdout=log)
+        mqtt = f'{{url: "{broker.url}", batch: 200ms}}'
+        super().__init__(folder, gateway="line4", mqtt=mqtt, more=MORE)
 
     def asked(self, *words: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -77,11 +49,6 @@ class Site:
     def loop(self) -> dict[str, Any]:
         found: dict[str, Any] = self.asked("status", str(self.config)).get("loops", {}).get("heat", {})
         return found
-
-    def end(self) -> None:
-        self.agent.send_signal(signal.SIGTERM)
-        self.agent.wait(timeout=30)
-        self.plant.communicate(timeout=30)
 
 
 @pytest.fixture

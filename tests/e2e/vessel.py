@@ -1,6 +1,6 @@
 """A PLC in a process of its own whose every answer can be checked afterwards, with a vessel that a loop can control.
 
-    python tests/e2e/vessel.py --port P --device N --epoch E --journal FILE
+    python -m tests.e2e.vessel --port P --device N --epoch E --journal FILE
 
 Holding 0 is the epoch; 1-2 (uint32) count the replies that held it, from N * 100,000,000 + E * 1,000,000 on; 3 is the
 vessel's level, which goes to LEVEL_PER_VALVE times the valve within seconds; 4 is the valve, 5 a heartbeat, and both
@@ -22,6 +22,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.plc import talk
+
+ROOT = Path(__file__).parents[2]
 SIZE = 200
 LEVEL, VALVE, BEAT = 3, 4, 5
 LEVEL_PER_VALVE = 2.0
@@ -66,17 +69,9 @@ def serve(port: int, device: int, epoch: int, journal: Path) -> None:
                     return pdu
         return bytes([function | 0x80, 2])
 
-    def talk(connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection, connection.makefile("rb") as stream:
-            while len(head := stream.read(7)) == 7:
-                tid, _, length, unit = struct.unpack(">HHHB", head)
-                reply = answer(stream.read(length - 1))
-                connection.sendall(struct.pack(">HHHB", tid, 0, len(reply) + 1, unit) + reply)
-
     while True:
         connection, _ = server.accept()
-        threading.Thread(target=talk, args=(connection,), daemon=True).start()
+        threading.Thread(target=talk, args=(connection, answer), daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,10 @@ class Vessel:
             self.journal,
         ]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, args)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "tests.e2e.vessel", *map(str, args)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"ready\n"
