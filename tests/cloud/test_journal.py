@@ -37,10 +37,10 @@ def test_a_batch_is_noted_before_it_goes_anywhere(
     noted: list[bool] = []
     add = Store.add
 
-    def watched(self: Store, batches: list[Batch], *, online: bool, now: float) -> None:
+    def watched(self: Store, batches: list[Batch], *, online: bool, since: float) -> None:
         known = {(device, seq) for device, _, seq, _ in entries(path)}
         noted.append(all((one.device, one.seq) in known for one in batches))
-        add(self, batches, online=online, now=now)
+        add(self, batches, online=online, since=since)
 
     monkeypatch.setattr(Store, "add", watched)
     with Agent(make_config(mosquitto.url), tmp_path / "state") as agent:
