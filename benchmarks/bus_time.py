@@ -20,6 +20,7 @@ PROFILES = Path(__file__).parents[1] / "agent" / "profiles"
 GAP = 50
 TCP = Url("tcp://127.0.0.1:502", "tcp", "127.0.0.1", 502)
 LINES = (
+    Url("rtu:///dev/ttyUSB0?baud=9600&parity=N", "rtu", path="/dev/ttyUSB0", baud=9600, parity="N"),
     Url("rtu:///dev/ttyUSB0?baud=9600", "rtu", path="/dev/ttyUSB0", baud=9600),
     Url("rtu:///dev/ttyUSB0?baud=115200", "rtu", path="/dev/ttyUSB0", baud=115200),
     TCP,
@@ -132,7 +133,7 @@ def show() -> None:
             plan = [(request.table, request.count) for request in plan_device(there)]
             other = greedy(there)
             ours, theirs = (sum(cost.of(*one) for one in all_) for all_ in (plan, other))
-            where = f"{url.scheme} {url.baud}" if url.scheme == "rtu" else url.scheme
+            where = f"{url.baud} 8{url.parity}{url.stopbits}" if url.scheme == "rtu" else url.scheme
             print(
                 f"  {device.name:20} {where:11} {len(plan):3} requests {ours:8.1f}"
                 f"   greedy {len(other):3} requests {theirs:8.1f}   {ours / theirs:.2f}"

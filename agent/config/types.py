@@ -156,6 +156,11 @@ class Url:
     stopbits: int = 1
     local_echo: bool = False
 
+    @property
+    def character(self) -> float:
+        """Seconds that one character takes on a serial line: start bit, 8 data bits, parity bit, stop bits."""
+        return (9 + (self.parity != "N") + self.stopbits) / self.baud
+
 
 @dataclass(frozen=True, slots=True)
 class Device:

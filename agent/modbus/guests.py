@@ -14,7 +14,6 @@ from agent.config.types import Url
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import Answer, ask
 from agent.modbus.keeper import Keeper
-from agent.modbus.link import CHARACTER_BITS
 from agent.modbus.meter import Meter
 from agent.modbus.schedule import SHORTEST_TRY, Schedule
 from agent.runtime.clock import Clock
@@ -158,7 +157,7 @@ class Guests:
             return least
         wanted = ask(guest.number, guest.function, guest.body)
         size = 6 + len(wanted.pdu) + (LONGEST_REPLY if wanted.size is None else wanted.size)
-        return least + size * CHARACTER_BITS * (2 if self._url.local_echo else 1) / self._url.baud
+        return least + size * (2 if self._url.local_echo else 1) * self._url.character
 
     def _answered(self, guest: Guest, answer: Answer) -> None:
         """A right reply came, an exception too; configured units are left alone for their pause after it."""

@@ -41,7 +41,6 @@ UNACKNOWLEDGED_MS = 10_000
 """A pulled cable ends the connection after this long, not after the kernel's 15 minutes."""
 TURNAROUND = 0.1
 """Seconds of silence after a broadcast on a serial line (Modbus over serial line V1.02, 2.4.1: 100 to 200 ms)."""
-CHARACTER_BITS = 11
 SHORTEST_GAP = 0.00175
 """Seconds between frames above 19200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
 LONGEST_PROBE = 16
@@ -360,14 +359,14 @@ class Link:
     def _frame_gap(self) -> float:
         if not self._serial:
             return 0.0
-        return 3.5 * CHARACTER_BITS / self.url.baud if self.url.baud <= 19200 else SHORTEST_GAP
+        return 3.5 * self.url.character if self.url.baud <= 19200 else SHORTEST_GAP
 
     def _wire_time(self, wanted: Ask) -> float:
         """Seconds that the request and its reply take on a serial line."""
         if not self._serial:
             return 0.0
         size = 6 + len(wanted.pdu) + (wanted.size if wanted.size is not None else 253)
-        return (size * (2 if self._echo else 1)) * CHARACTER_BITS / self.url.baud
+        return (size * (2 if self._echo else 1)) * self.url.character
 
 
 def _probe(now: StrictTransactions, wanted: Ask, token: int) -> Ask:

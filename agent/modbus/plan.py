@@ -25,7 +25,6 @@ TCP_OVERHEAD_MS = 5.0
 """Of a request over TCP: round trip and the device's own time; a register more costs next to nothing."""
 TCP_REGISTER_MS = 0.002
 SERIAL_TURNAROUND_MS = 10.0
-BITS_PER_CHARACTER = 11
 REQUEST_CHARACTERS, REPLY_CHARACTERS = 8, 5
 FIXED_GAP_MS = 1.75
 """The 3.5-character gap is 1.75 ms above 19,200 baud (Modbus over serial line V1.02, 2.5.1.1)."""
@@ -94,7 +93,7 @@ def line_cost(url: Url, pause: float = 0.0) -> Cost:
     """What requests cost on a line; `pause` is the device's own, in seconds."""
     if url.scheme != "rtu":
         return Cost(TCP_OVERHEAD_MS + 1000 * pause, TCP_REGISTER_MS)
-    character = 1000.0 * BITS_PER_CHARACTER / url.baud
+    character = 1000.0 * url.character
     gap = 3.5 * character if url.baud <= 19200 else FIXED_GAP_MS
     frames = (REQUEST_CHARACTERS + REPLY_CHARACTERS) * character
     return Cost(frames + 2 * gap + SERIAL_TURNAROUND_MS + 1000 * pause, 2 * character)

@@ -136,7 +136,7 @@ def test_frames_keep_their_distance() -> None:
         assert all(is_good(answer) for answer in answers)
         sent = [answer.t - answer.rtt for answer in answers if isinstance(answer, Answer)]
         ends = [answer.t for answer in answers if isinstance(answer, Answer)]
-        assert min(start - end for end, start in zip(ends, sent[1:])) >= 3.5 * 11 / 9600
+        assert min(start - end for end, start in zip(ends, sent[1:])) >= 3.5 * 11 / 9600  # 8E1
 
     run(test)
 

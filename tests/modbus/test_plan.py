@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from decimal import Decimal
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -273,3 +274,14 @@ def test_serial_cost_follows_the_baud_rate() -> None:
     assert cycle_ms(dev, [request]) == pytest.approx((13 + 7 + 2) * character + 10)
     fast = line_cost(dataclasses.replace(SERIAL, baud=115200))
     assert fast.overhead == pytest.approx(13 * 11 / 115.2 + 3.5 + 10)
+
+
+@pytest.mark.parametrize(
+    ("parity", "stopbits", "bits"), [("N", 1, 10), ("E", 1, 11), ("O", 1, 11), ("N", 2, 11), ("E", 2, 12)]
+)
+def test_serial_cost_follows_parity_and_stop_bits(
+    parity: Literal["N", "E", "O"], stopbits: int, bits: int
+) -> None:
+    cost = line_cost(dataclasses.replace(SERIAL, parity=parity, stopbits=stopbits))
+    assert cost.overhead == pytest.approx((13 + 7) * bits / 9.6 + 10)
+    assert cost.register == pytest.approx(2 * bits / 9.6)
