@@ -1,6 +1,6 @@
 """A real mosquitto of one's own on loopback, and a TCP proxy that can cut, stall and refuse.
 
-    with Mosquitto(tmp_path) as broker:            # an ephemeral port, MQTT 3.1.1 and 5, anonymous
+    with Mosquitto(tmp_path) as broker:            # a port of its own, MQTT 3.1.1 and 5, anonymous
         with TcpProxy(broker.port) as proxy: ...
 
 Both are started here and ended here, by their own process ids and sockets.
@@ -22,18 +22,13 @@ from types import TracebackType
 
 import pytest
 
+from tests.ports import free_port
+
 PROGRAM = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 PATIENCE = 10.0
 CHUNK = 65536
 
 needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def wait_for_port(port: int, patience: float = PATIENCE) -> None:

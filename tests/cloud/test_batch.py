@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cloud import batch
-from agent.cloud.batch import Batcher
+from agent.cloud.batch import Batcher, Rhythm
 from agent.twin.records import Row
 from tests.cloud.harness import row
 
@@ -47,6 +50,63 @@ def test_scans_in_the_rhythm_of_the_batches_fall_evenly_to_them() -> None:
                 now += 0.001
             batcher.add(row("press1", at, number), at)
         assert set(sizes[1:]) == {each}
+
+
+def test_what_was_ended_closes_whatever_its_age() -> None:
+    batcher = Batcher()
+    batcher.add(row("press1", 10.0, 1), 10.0)
+    batcher.add(row("press2", 10.0, 1), 10.0)
+    batcher.end(["press1", "press3"])
+    [(device, rows)] = batcher.take_due(10.01, 1.0)
+    assert device == "press1" and [one.t for one in rows] == [10.0]
+    batcher.add(row("press1", 10.1, 2), 10.1)
+    batcher.add(row("press3", 10.1, 1), 10.1)
+    assert list(batcher.take_due(10.2, 1.0)) == []  # what came after the end waits for the next
+
+
+def batches(
+    every: float, span: float, late: Callable[[int], float] = lambda number: 0.0
+) -> list[tuple[float, int]]:
+    """(when it left, scans in it) of each batch of 200 scans, as the agent closes them: by a scan's end or by age."""
+    batcher, rhythm, closed, now = Batcher(), Rhythm(), [], 0.0
+    for number in range(200):
+        at = number * every + late(number)
+        while now < at:
+            closed += [(now, len(rows)) for _, rows in batcher.take_due(now, span)]
+            now += 0.001
+        batcher.add(row("press1", at, number), at)
+        if rhythm.ends("press1", at, span):
+            batcher.end(["press1"])
+            closed += [(at, len(rows)) for _, rows in batcher.take_due(at, span)]
+    return closed
+
+
+@pytest.mark.parametrize(
+    ("every", "span", "each"),
+    [(1.0, 1.0, 1), (0.25, 1.0, 4), (1.0, 10.0, 10), (0.1, 0.5, 5), (5.0, 1.0, 1), (60.0, 1.0, 1)],
+)
+def test_a_batch_leaves_with_the_scan_that_ends_it(every: float, span: float, each: int) -> None:
+    closed = batches(every, span, lambda number: 0.003 * (number % 3))
+    assert {count for _, count in closed[1:]} == {each}
+    assert all(
+        (at + 1e-6) % every < 0.007 for at, _ in closed
+    )  # at the end of a scan, not a span after its first
+
+
+@pytest.mark.parametrize(
+    ("every", "span"), [(0.7, 1.0), (0.3, 1.0), (1.05, 1.0), (0.97, 1.0), (3.0, 10.0), (0.05, 1.0)]
+)
+def test_no_more_batches_leave_than_spans_pass(every: float, span: float) -> None:
+    closed = batches(every, span)
+    ends = 199 * every
+    assert len(closed) <= ends / span + 2
+    assert max(after - before for (before, _), (after, _) in pairwise(closed)) <= span + every
+
+
+def test_a_first_scan_that_came_late_does_not_make_all_others_late() -> None:
+    closed = batches(1.0, 1.0, lambda number: 0.4 if number == 0 else 0.0)
+    assert [at % 1.0 for at, _ in closed[2:]] == pytest.approx([0.0] * len(closed[2:]), abs=1e-6)
+    assert {count for _, count in closed[2:]} == {1}
 
 
 def test_a_longer_span_holds_for_what_is_open_already() -> None:

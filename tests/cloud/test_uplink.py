@@ -19,9 +19,10 @@ from agent.cloud.reasons import words
 from agent.cloud.uplink import Acked, Connected, Disconnected, Message, Uplink
 from agent.config.types import MqttConfig, Secret
 from agent.runtime.clock import Clock, FakeClock, SystemClock
-from tests.brokers import Mosquitto, free_port, needs_mosquitto
+from tests.brokers import Mosquitto, needs_mosquitto
 from tests.cloud.harness import Agent, Ear, make_config, wait_until
 from tests.cloud.transports import TlsFront, rumqttd, tls_broker
+from tests.ports import free_port
 
 WILL = ("edgetwin/v1/line4/state", b"{}")
 

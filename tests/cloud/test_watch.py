@@ -14,8 +14,9 @@ import pytest
 
 from agent.cloud.watch import NoBroker, Received, Subscriber, View, read_message
 from agent.config.types import Config
-from tests.brokers import Mosquitto, free_port, needs_mosquitto
+from tests.brokers import Mosquitto, needs_mosquitto
 from tests.cloud.harness import BASE, Agent, Ear, as_json, make_config, wait_until
+from tests.ports import free_port
 
 HEAD = {"v": 1, "boot": "0badcafe", "ts": 1000}
 

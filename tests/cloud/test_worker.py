@@ -16,8 +16,9 @@ import paho.mqtt.client as paho
 import pytest
 
 from agent.twin.records import Event, Outcome, Row
-from tests.brokers import Mosquitto, TcpProxy, free_port, needs_mosquitto
+from tests.brokers import Mosquitto, TcpProxy, needs_mosquitto
 from tests.cloud.harness import BASE, Agent, Doors, Ear, make_config, wait_until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.process, needs_mosquitto]
 

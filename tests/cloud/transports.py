@@ -13,7 +13,8 @@ import pytest
 from iotcore import Broker
 
 from agent.demo.broker import LISTENER, ROUTER
-from tests.brokers import Mosquitto, TcpProxy, free_port, wait_for_port
+from tests.brokers import Mosquitto, TcpProxy, wait_for_port
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 COMMAND = [sys.executable, "-m", "agent", "demo"]
@@ -56,7 +56,7 @@ def test_summary_is_true() -> None:
 
 
 def test_ctrl_c_ends_everything_and_the_page_is_there() -> None:
-    first = free_port()
+    first = free_ports(4)
     process = subprocess.Popen(
         [*COMMAND, "--port", str(first)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -103,8 +103,8 @@ def test_wrong_arguments(args: list[str], status: int, words: str) -> None:
 
 @pytest.mark.parametrize("which", [0, 1])  # the plant's, the broker's
 def test_a_taken_port_is_told_in_one_line(which: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        first = taken.getsockname()[1] - which
+    first = free_ports(4)
+    with socket.create_server(("127.0.0.1", first + which)):
         done = subprocess.run([*COMMAND, "--port", str(first)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("edgetwin: "), done.stderr

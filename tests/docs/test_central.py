@@ -24,9 +24,10 @@ from agent.cloud.commands import Refused, judge, open_envelope, to_ask
 from agent.cloud.payload import Stamp, flat_body
 from agent.cloud.topics import Topics
 from agent.config.types import CommandsConfig
-from tests.brokers import PROGRAM, free_port, needs_mosquitto, wait_for_port
+from tests.brokers import PROGRAM, needs_mosquitto, wait_for_port
 from tests.cloud.harness import Agent, make_config
 from tests.docs.documents import DOCS, block
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.process, needs_mosquitto]
 PATIENCE = 20.0

@@ -16,9 +16,10 @@ import pytest
 
 from agent.cloud.journal import VARIABLE, entries
 from tests.books import Reader, compare
-from tests.brokers import Mosquitto, TcpProxy, free_port
+from tests.brokers import Mosquitto, TcpProxy
 from tests.e2e.test_outages import Daemon
 from tests.plc import Plc
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 

@@ -22,7 +22,7 @@ import pytest
 
 from agent.cloud.journal import VARIABLE, Entry, entries
 from tests.books import Reader, compare
-from tests.brokers import Mosquitto, TcpProxy, free_port, needs_mosquitto
+from tests.brokers import Mosquitto, TcpProxy, needs_mosquitto
 from tests.e2e.chaos import DEVICES, Act, Setting, plan
 from tests.e2e.chaos_accounts import (
     PER_START,
@@ -35,6 +35,7 @@ from tests.e2e.chaos_accounts import (
     wrong_writes,
 )
 from tests.e2e.vessel import BEAT, Vessel
+from tests.ports import free_port
 
 pytestmark = [needs_mosquitto, pytest.mark.process, pytest.mark.timeout(1500)]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.process
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port
 from tests.plc import Plc
+from tests.ports import free_port
 
 pytestmark = pytest.mark.process
 STARTED_WITHIN = 60.0

@@ -17,8 +17,9 @@ import pytest
 
 from agent.cloud.schema import mqtt_schemas
 from agent.cloud.watch import Received, Subscriber, View
-from tests.brokers import Mosquitto, free_port
+from tests.brokers import Mosquitto
 from tests.plc import Plc
+from tests.ports import free_port
 
 pytestmark = pytest.mark.process
 BACK_WITHIN = 5.0

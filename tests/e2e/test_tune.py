@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import free_port
 from tests.e2e.demo_vessel import DemoVessel
+from tests.ports import free_port
 
 pytestmark = pytest.mark.process
 GAIN, TIME_CONSTANT = 1.8, 1.2

@@ -18,10 +18,11 @@ from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Publisher
 from agent.cloud.topics import Topics
 from agent.twin.layout import build_layout
-from tests.brokers import Mosquitto, free_port
+from tests.brokers import Mosquitto
 from tests.cloud.harness import Agent, Ear, snapshot, wait_until
 from tests.keys.press import PRESS, plant
 from tests.keys.table import configured, effect
+from tests.ports import free_port
 
 
 class Published:

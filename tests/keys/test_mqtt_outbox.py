@@ -11,10 +11,10 @@ from agent.cloud.batch import Batch
 from agent.cloud.outbox import Outbox
 from agent.cloud.store import Store
 from agent.runtime.clock import SystemClock
-from tests.brokers import free_port
 from tests.cloud.harness import Agent
 from tests.keys.press import plant
 from tests.keys.table import effect
+from tests.ports import free_port
 
 
 class Kept:

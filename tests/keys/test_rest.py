@@ -21,9 +21,9 @@ from agent.config.secrets import reveal
 from agent.config.types import Config
 from agent.runtime import logs
 from agent.runtime.service import Service
-from tests.brokers import free_port
 from tests.keys.table import BASE, all_keys, configured, effect
 from tests.page.harness import get, plant, serving
+from tests.ports import free_port
 
 # -- page -----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal as signals
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from agent.config.types import Tag
 from agent.modbus.simulated import ports, redirect
 from tests.modbus.test_simulator import EXAMPLE, HERE, ROOT, THERE, bench, device
+from tests.ports import free_ports
 
 
 def test_each_url_has_its_port_in_the_order_of_the_file() -> None:
@@ -33,18 +33,6 @@ def test_each_url_has_its_port_in_the_order_of_the_file() -> None:
     ]
     for name, one in config.devices.items():
         assert dataclasses.replace(moved.devices[name], url=one.url) == one
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that nobody uses now."""
-    for first in range(21000, 60000, 97):
-        try:
-            for port in range(first, first + count):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
 
 
 def edgetwin(*words: str) -> list[str]:

@@ -16,7 +16,7 @@ from agent.runtime.reload import Reload
 from agent.runtime.service import Service
 from agent.twin.quality import Quality
 from agent.twin.records import Event
-from tests.brokers import free_port
+from tests.ports import free_port
 
 TEXT = """
 gateway: line7

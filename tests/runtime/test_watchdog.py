@@ -18,7 +18,7 @@ from agent.config.load import load
 from agent.modbus.line import ScanDone
 from agent.runtime.clock import FakeClock
 from agent.runtime.service import Service
-from tests.brokers import free_port
+from tests.ports import free_port
 
 TEXT = """
 gateway: line7

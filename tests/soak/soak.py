@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.books import Reader
-from tests.brokers import Mosquitto, free_port, wait_for_port
+from tests.brokers import Mosquitto, wait_for_port
+from tests.ports import free_port, free_ports
 from tests.soak.slope import slope
 
 SECONDS = float(os.environ.get("EDGETWIN_SOAK_SECONDS", "1800"))
@@ -111,7 +112,7 @@ def rig(folder: Path, devices: int) -> Iterator[tuple[Path, int, Mosquitto]]:
     with Mosquitto(folder) as broker:
         config = folder / "config.yaml"
         config.write_text(configuration(folder, broker.port, devices))
-        first = free_port()
+        first = free_ports(HOSTS)
         words = [sys.executable, "-m", "agent", "simulate", str(config), "--port", str(first)]
         with (folder / "simulate.log").open("wb") as log:
             plant = subprocess.Popen(words, stdout=log, stderr=log)
