@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agent import RELEASED_MS
 from agent.cloud import payload
 from agent.cloud.batch import Batch, Batcher
+from agent.cloud.calendar import Calendar
 from agent.cloud.inbox import Answered, Future, Inbox
 from agent.cloud.journal import Journal
 from agent.cloud.mailbox import Mailbox
-from agent.cloud.payload import Stamp
 from agent.cloud.publisher import Out, Publisher
 from agent.cloud.rivals import Rivals
 from agent.cloud.sender import Sender
@@ -29,8 +28,8 @@ from agent.cloud.topics import Topics
 from agent.cloud.uplink import Acked, Connected, Deaf, Disconnected, Message, Note, Uplink
 from agent.config.secrets import reveal
 from agent.config.types import Config
-from agent.runtime.clock import Anchor, Clock
-from agent.twin.records import Ask, Event, Layout, Row, Snapshot
+from agent.runtime.clock import Clock
+from agent.twin.records import Ask, Ended, Event, Layout, Row, Snapshot
 
 log = logging.getLogger("edgetwin.cloud")
 
@@ -49,8 +48,6 @@ CLOCK_SET_BY = 60.0
 """Seconds: smaller steps of the wall clock matter to no age."""
 STUMBLE_EVERY = 60.0
 """Seconds between two tracebacks of one kind."""
-LATEST_FACT = "latest_ms"
-KEEP_LATEST_EVERY = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ class Cloud:
         self._config = config
         self._boot = boot
         self._clock = clock
-        self._anchor = Anchor(clock)
+        self._calendar = Calendar(clock, boot)
         self._on_event = on_event or (lambda event: None)
         self._queue = Mailbox(_can_wait)
         self._rows_dropped = 0
@@ -111,11 +108,10 @@ class Cloud:
         self._thread: threading.Thread | None = None
         self._topics = Topics(config.mqtt.root, config.gateway)
         self._store = open_store(
-            state_dir, config.mqtt.outbox, config.devices, wall_ms=self._wall_ms, left=left
+            state_dir, config.mqtt.outbox, config.devices, wall_ms=self._calendar.wall_ms, left=left
         )
         self._outbox = self._store.outbox
-        self._latest_kept = int(self._outbox.get(LATEST_FACT) or 0)
-        self._synced = self._is_synced()
+        self._calendar.open(self._outbox)
         self._journal = Journal.from_environment()
         self._batcher = Batcher()
         self._rivals = Rivals(config.mqtt.client_id or self._topics.gateway)
@@ -137,7 +133,7 @@ class Cloud:
             self._topics,
             layout,
             self._outbox,
-            self._stamp,
+            self._calendar.stamp,
             clock.mono,
             on_oversize=lambda topic: self._sender.oversize(topic),
         )
@@ -151,7 +147,7 @@ class Cloud:
             post=self._queue.put,
             send=lambda out: self._publisher.queue.append(out),
             on_event=self._own_event,
-            stamp=self._stamp,
+            stamp=self._calendar.stamp,
             mono=clock.mono,
             rebirth=self._birth,
             resend=lambda device, first, last: self._sender.resend(device, first, last),
@@ -192,7 +188,7 @@ class Cloud:
         self._publisher.go_on(before._publisher)
         self._trouble = before._trouble
 
-    def put(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
+    def put(self, item: Row | Ended | Snapshot | Event | Superseded | Reconfigured) -> None:
         """Hands one record over."""
         if len(self._queue) > QUEUE_BOUND and isinstance(item, Row):
             self._rows_dropped += 1
@@ -264,6 +260,9 @@ class Cloud:
             case Row():
                 now = self._clock.mono()
                 self._batcher.add(item, min(now, max(item.t, now - LONGEST_WAIT)))
+            case Ended():
+                if not self._spans_long(self._clock.mono()):
+                    self._batcher.end(item.devices)
             case Snapshot():
                 self._publisher.snapshot = item
             case Event():
@@ -283,7 +282,7 @@ class Cloud:
                     self._publisher.due(self._clock.mono(), self._backlog, self._outbox.last_seq, last=True)
 
     def _work(self, now: float) -> None:
-        self._watch_clock(now)
+        self._watch_clock()
         self._uplink.tick(now)
         if self._spans_long(now) and (self._batcher.next_due(self._span()) or now + 1) <= now:
             self._close(self._batcher.take_all())  # of all devices together: one commit
@@ -352,7 +351,7 @@ class Cloud:
             self._store.add(batches, online=self._uplink.online, since=since)
 
     def _make_batch(self, device: str, seq: int, rows: list[Row], now: float) -> Batch:
-        stamp = self._stamp()
+        stamp = self._calendar.stamp()
         body = payload.data_body(
             stamp, rows, t=now, stream=self._outbox.stream, seq=seq, meta=self._publisher.meta_hash[device]
         )
@@ -372,9 +371,9 @@ class Cloud:
 
     def _retimed(self, batch: Batch) -> bytes:
         """A batch's body, its times put right where it was made before the clock was set, in this boot."""
-        if batch.synced or batch.boot != self._boot or not self._synced:
+        if batch.synced or batch.boot != self._boot or not self._calendar.synced:
             return batch.body
-        return payload.encode(payload.retimed(json.loads(batch.body), self._anchor.ms))
+        return payload.encode(payload.retimed(json.loads(batch.body), self._calendar.ms))
 
     # -- what the link tells ------------------------------------------------------------------------------------
 
@@ -419,29 +418,12 @@ class Cloud:
         self._publisher.add_event(event)
         self._on_event(event)
 
-    # -- clock --------------------------------------------------------------------------------------------------
-
-    def _wall_ms(self) -> int:
-        return round(self._clock.wall() * 1000)
-
-    def _is_synced(self) -> bool:
-        """The clock is not set while it shows a time before this version or before the newest that was kept."""
-        return self._wall_ms() >= max(RELEASED_MS, self._latest_kept)
-
-    def _stamp(self) -> Stamp:
-        return Stamp(self._boot, self._anchor.ms, self._synced)
-
-    def _watch_clock(self, now: float) -> None:
-        moved = self._anchor.refresh()
-        if self._synced and abs(moved) >= CLOCK_SET_BY:
-            self._store.clock_moved(self._boot, round(1000 * moved))
-        synced = self._synced or self._is_synced()
-        if synced and not self._synced:
-            self._synced = True
+    def _watch_clock(self) -> None:
+        synced, change = self._calendar.synced, self._calendar.look()
+        if synced and abs(change.moved) >= CLOCK_SET_BY:
+            self._store.clock_moved(self._boot, round(1000 * change.moved))
+        if change.set:
             self._inbox.clock_set()
-        if self._synced and self._wall_ms() - self._latest_kept > 1000 * KEEP_LATEST_EVERY:
-            self._latest_kept = self._wall_ms()
-            self._outbox.put(LATEST_FACT, self._latest_kept)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -465,8 +447,7 @@ class Cloud:
         self._store.disconnected(self._clock.mono())
         self._store.spill()
         self._publisher.close()
-        if self._synced:
-            self._outbox.put(LATEST_FACT, self._wall_ms())
+        self._calendar.keep()
         if not stop.leave:
             for key in self._store.memory:  # the disk does not take them: named, so that no hole is silent
                 self._outbox.lost(*key, "shutdown")

@@ -47,6 +47,7 @@ State = tuple[bytes | None, bytes | None, dict[str, Any], dict[str, Any]]
 class Plant:
     """Everything between the wire and the cloud's queue. `sink` gets each row of readings and must not block.
 
+    on_scan: told the device whose scan is over, once its rows went to `sink`.
     later: runs a job in the main loop after so many seconds: see Pipeline.
 
     Only for the main loop's thread, but for `write_state`.
@@ -60,9 +61,11 @@ class Plant:
         clock: Clock,
         sink: Callable[[Row], None],
         on_event: Callable[[Event], None],
+        on_scan: Callable[[str], None] = lambda device: None,
         later: Later | None = None,
     ) -> None:
         self.config = config
+        self._tell_scan = on_scan
         self._later = later
         self._ended = dict.fromkeys(config.devices, clock.mono())  # device -> when a scan of it ended last
         self._state_dir = state_dir
@@ -152,6 +155,7 @@ class Plant:
     def _on_scan(self, done: ScanDone) -> None:
         self._ended[done.device] = done.finished
         self.pipeline.on_scan(done)
+        self._tell_scan(done.device)
 
     def _on_learnt(self, device: str, learnt: Learnt) -> None:
         """Kept at once, by a thread: it happens seldom, and took the device's time to find out."""

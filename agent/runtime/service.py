@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import RELEASED_MS, __version__, kernelcache
+from agent.cloud.batch import Rhythm
 from agent.cloud.store import Store
 from agent.cloud.worker import Cloud, Reconfigured, Superseded
 from agent.config.paths import socket_path
@@ -29,7 +30,7 @@ from agent.runtime.doors import Doors
 from agent.runtime.plant import Plant, changed_devices
 from agent.runtime.socket import ControlSocket, SocketTaken
 from agent.runtime.supervise import Supervisor, TooManyFaults
-from agent.twin.records import Ask, Event, Outcome, Row, Snapshot
+from agent.twin.records import Ask, Ended, Event, Outcome, Row, Snapshot
 
 log = logging.getLogger("edgetwin")
 
@@ -39,6 +40,8 @@ STOP_LOOPS, STOP_CLOUD = 3.0, 8.0
 REPLACE_CLOUD = 0.25
 """Of `outbox.batch`: how long a link that another one replaces waits for acknowledgements. Rows wait in memory so long,
 and a kill may cost one `outbox.batch`, half of which passes before what is not acknowledged goes to disk."""
+LINGER = 0.05
+"""Seconds that a batch may wait for those of other devices: each time that the cloud thread is woken costs as much."""
 FIRST_TRY = 3.0
 EVENTS_KEPT = 200
 CLOUD_PARTS = ("gateway", "mqtt", "commands")
@@ -60,8 +63,10 @@ class Service:
         self.snapshot: Snapshot | None = None
         self.config_errors: list[str] = []
         self._alarms: dict[tuple[str | None, str], Event] = {}
-        self._held: list[Row | Snapshot | Event | Superseded | Reconfigured] | None = None
+        self._held: list[Row | Ended | Snapshot | Event | Superseded | Reconfigured] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rhythm = Rhythm()
+        self._scanned: list[str] = []
         self._failed = 0
         self._changing = asyncio.Lock()
         self._asyncio: asyncio.AbstractEventLoop | None = None
@@ -74,6 +79,7 @@ class Service:
             clock=self.clock,
             sink=self._to_cloud,
             on_event=self.on_event,
+            on_scan=self._on_scan,
             later=self._later,
         )
         self.cloud = self._make_cloud()
@@ -101,7 +107,7 @@ class Service:
             left=left,
         )
 
-    def _to_cloud(self, item: Row | Snapshot | Event | Superseded | Reconfigured) -> None:
+    def _to_cloud(self, item: Row | Ended | Snapshot | Event | Superseded | Reconfigured) -> None:
         if self._held is None:
             self.cloud.put(item)
         else:
@@ -144,6 +150,17 @@ class Service:
     def _event_from_outside(self, event: Event) -> None:
         """An event of the cloud thread, which publishes it by itself: kept for the page."""
         self.events.append(event)
+
+    def _on_scan(self, device: str) -> None:
+        """Where the scan ends a batch: tells the cloud, together with the scans that end within `LINGER`."""
+        if self._rhythm.ends(device, self.clock.mono(), self.config.mqtt.batch):
+            self._scanned.append(device)
+            if len(self._scanned) == 1:
+                self._later(LINGER, self._tell_ended)
+
+    def _tell_ended(self) -> None:
+        ended, self._scanned = tuple(self._scanned), []
+        self._to_cloud(Ended(ended))
 
     def ask(self, ask: Ask) -> concurrent.futures.Future[Outcome]:
         """Hands a request from another thread to the main loop."""

@@ -50,6 +50,13 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """Scans of these devices are over, and with them a batch of each."""
+
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something a person should know. `device` None: of the gateway itself."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -138,6 +139,24 @@ def plant(tmp_path: Path) -> Iterator[tuple[Plc, Mosquitto, Daemon, Central]]:
             daemon.end(signal.SIGKILL)
         plc.kill()
         broker.stop()
+
+
+def test_a_reading_leaves_as_its_scan_ends(plant: tuple[Plc, Mosquitto, Daemon, Central]) -> None:
+    """Where a batch covers one scan, its age alone would let it leave when the next scan is due, a second later."""
+    _, _, daemon, central = plant
+    assert daemon.process is not None
+    slow = daemon.config.read_text().replace("batch: 200ms", "batch: 1s").replace("every: 100ms", "every: 1s")
+    daemon.config.write_text(slow)
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    central.listen(3.0)
+    before = len(central.messages)
+    central.listen(6.0)
+    bodies = [message.body for message in central.messages[before:] if message.kind == "data"]
+    ages = [
+        body["ts"] - min(group["t"][0] for group in body["groups"]) for body in bodies if body is not None
+    ]
+    assert 5 <= len(ages) <= 8
+    assert statistics.median(ages) < 500  # of a batch's oldest reading as it is made, ms
 
 
 def test_plc_killed_and_back(plant: tuple[Plc, Mosquitto, Daemon, Central]) -> None:
