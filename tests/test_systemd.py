@@ -60,3 +60,10 @@ def test_what_must_be_and_must_not_be() -> None:
     assert found["RestartPreventExitStatus"] == "78"
     assert found["SystemCallErrorNumber"] == "EPERM"
     assert "MemoryDenyWriteExecute" not in found and "ProcSubset" not in found
+
+
+def test_folders_have_the_modes_that_the_installer_gives_them() -> None:
+    found = dict(settings())
+    modes = {found[f"{kind}DirectoryMode"] for kind in ("Configuration", "State", "Cache")}
+    install = (UNIT.parent / "install.sh").read_text()
+    assert modes == {"0750"} and 'chmod 0750 "$ETC" "$STATE" "$CACHE"' in install
