@@ -15,7 +15,7 @@ MOST_BYTES = 32 << 20
 def content(file: str) -> tuple[str, bool] | Problem:
     """The text of a file, and whether every user of the machine may read it; a Problem at 1:1 where it is no text."""
 
-    def problem(what: str, hint: str | None = None) -> Problem:
+    def problem(what: str, hint: str) -> Problem:
         return Problem(file, 1, 1, "", what, hint)
 
     try:
@@ -32,7 +32,7 @@ def content(file: str) -> tuple[str, bool] | Problem:
     except OSError as error:
         return problem(*_why(file, error))
     except ValueError:
-        return problem("the path holds a NUL character")
+        return problem("the path holds a NUL character", "name a file")
     if len(raw) > MOST_BYTES:
         return problem(f"there are more than {MOST_BYTES >> 20} MiB", "is it the right file?")
     try:
@@ -44,13 +44,14 @@ def content(file: str) -> tuple[str, bool] | Problem:
         return problem(f"the file is not UTF-8: byte {error.start + 1:,} is 0x{raw[error.start]:02X}", guess)
 
 
-def _why(file: str, error: OSError) -> tuple[str, str | None]:
+def _why(file: str, error: OSError) -> tuple[str, str]:
     if error.errno == errno.ENOENT:
         folder = Path(file).parent
-        return "there is no such file", None if folder.is_dir() else f"there is no folder {folder} either"
+        hint = "name one that is there" if folder.is_dir() else f"there is no folder {folder} either"
+        return "there is no such file", hint
     if error.errno == errno.EISDIR:
         inside = Path(file) / "config.yaml"
         return "this is a directory", f"did you mean {inside}?" if inside.is_file() else "name a file"
     if error.errno == errno.EACCES:
         return "this user may not read the file", "run as the user edgetwin, or with sudo"
-    return f"it cannot be read: {(error.strerror or 'unknown error').lower()}", None
+    return f"it cannot be read: {(error.strerror or 'unknown error').lower()}", "name a file that can be read"

@@ -87,7 +87,9 @@ def parse(text: str) -> Node | None:
     except yaml.MarkedYAMLError as error:
         raise _in_plain_words(error, text) from None
     except yaml.YAMLError as error:
-        raise Unreadable(1, 1, f"this is no YAML: {str(error).splitlines()[0]}") from None
+        raise Unreadable(
+            1, 1, f"this is no YAML: {str(error).splitlines()[0]}", "write key: value, one a line"
+        ) from None
     finally:
         loader.dispose()
 
@@ -129,7 +131,9 @@ def _tree(loader: Any) -> Node | None:
         total += 1
         if total > MOST_NODES:
             raise _at(
-                event, f"the file holds more than {MOST_NODES:,} values, counting what aliases stand for"
+                event,
+                f"the file holds more than {MOST_NODES:,} values, counting what aliases stand for",
+                "split it, or write fewer aliases",
             )
         if stack:
             _put(stack[-1], done)
@@ -160,7 +164,9 @@ def _opened(event: Any, depth: int) -> _Open:
     if event.tag is not None:
         _refuse_tag(event)
     if depth >= DEEPEST:
-        raise _at(event, f"lists and mappings are nested deeper than {DEEPEST} levels")
+        raise _at(
+            event, f"lists and mappings are nested deeper than {DEEPEST} levels", "no key lies that deep"
+        )
     mark = event.start_mark
     kind: Literal["mapping", "list"] = "mapping" if type(event) is MappingStartEvent else "list"
     return _Open(Node(kind, mark.line + 1, mark.column + 1), event.anchor)
@@ -175,7 +181,7 @@ def _alias(event: Any, anchors: dict[str, Node | None]) -> Node:
         )
     node = anchors[event.anchor]
     if node is None:
-        raise _at(event, f"*{event.anchor} stands inside what it names")
+        raise _at(event, f"*{event.anchor} stands inside what it names", "write the value out")
     return node
 
 
@@ -205,7 +211,7 @@ _WORDS: tuple[tuple[str, str, str | None], ...] = (
     ("expected <document start>", "text after the end of the document", "begin keys in the first column, one a line"),
     ("did not find expected node content", "a value is missing here", "a comma too many, or a bracket?"),
     ("did not find the expected comment or line break", "text stands after > or |", "begin the text on the next line"),
-    ("nesting depth", f"lists and mappings are nested deeper than {DEEPEST} levels", None),
+    ("nesting depth", f"lists and mappings are nested deeper than {DEEPEST} levels", "no key lies that deep"),
     ("directive", "a line that begins with % is a YAML directive", "put it in quotes"),
     ("alphabetic or numeric character", "& and * begin anchors and aliases", "put the text in quotes"),
 )  # fmt: skip
@@ -216,7 +222,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError, text: str) -> Unreadable:
     mark = error.problem_mark or error.context_mark
     said = str(error.problem or error.context or "it cannot be read")
     if mark is None:
-        return Unreadable(1, 1, f"this is no YAML: {said}")
+        return Unreadable(1, 1, f"this is no YAML: {said}", "write key: value, one a line")
     line, column = mark.line, mark.column
     lines = text.split("\n", line + 1)
     here = lines[line] if line < len(lines) else ""
@@ -238,4 +244,4 @@ def _in_plain_words(error: yaml.MarkedYAMLError, text: str) -> Unreadable:
             if context is not None and ("not closed" in what):
                 line, column = context.line, context.column
             return Unreadable(line + 1, column + 1, what, hint)
-    return Unreadable(line + 1, column + 1, f"this is no YAML: {said}")
+    return Unreadable(line + 1, column + 1, f"this is no YAML: {said}", "write key: value, one a line")

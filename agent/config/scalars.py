@@ -208,5 +208,5 @@ def name(text: str, *, plain: bool) -> str:
             "names begin with a letter or digit and hold letters, digits, _ and -",
         )
     if len(text) > 64:
-        raise Wrong(f"the name {shown(text)} is longer than 64 characters")
+        raise Wrong(f"the name {shown(text)} is longer than 64 characters", "write a shorter one")
     return text

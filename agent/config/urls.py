@@ -103,7 +103,10 @@ def _serial(rest: str) -> Url:
         if not equals or key in given:
             raise Wrong(f"{key} stands there twice" if equals else f"{key} has no value", f"write {form}")
         given[key] = value
-    baud = scalars.integer(given.get("baud", "19200"))
+    try:
+        baud = scalars.integer(given.get("baud", "19200"))
+    except Wrong as wrong:
+        raise Wrong(f"baud={wrong}", wrong.hint or "write bits per second, as baud=19200") from None
     if not 50 <= baud <= 4_000_000:
         raise Wrong(f"baud={baud} is out of range", "write 9600, 19200, 38400, 57600 or 115200")
     parity = given.get("parity", "E").upper()

@@ -121,8 +121,11 @@ class Findings:
         return problems
 
 
-def read(kind: Kind, node: Node, path: str, found: Findings) -> Any:
-    """The value of a node; MISSING where it is wrong (and told). Mappings become Blocks, lists tuples."""
+def read(kind: Kind, node: Node, path: str, found: Findings, *, optional: bool = False) -> Any:
+    """The value of a node; MISSING where it is wrong (and told). Mappings become Blocks, lists tuples.
+
+    optional: it belongs to a key that may be left out, which is said where nothing stands.
+    """
     if isinstance(kind, Section):
         return _section(kind, node, path, found)
     if isinstance(kind, Names):
@@ -136,15 +139,20 @@ def read(kind: Kind, node: Node, path: str, found: Findings) -> Any:
             return _section(kind.mapping, node, path, found)
         if node.kind == "list" or node.empty:
             return _told(found, node, path, f"{_stands(node)} stands here", f"write {_expected(kind)}")
-        return read(kind.scalar, node, path, found)
+        return read(kind.scalar, node, path, found, optional=optional)
     if node.kind != "scalar":
         return _told(found, node, path, f"{_stands(node)} stands here", f"write {_expected(kind)}")
+    left_out = ", or leave the key out" if optional else ""
     if not node.text or (node.empty and not isinstance(kind, Text | Choice)):
-        return _told(found, node, path, "no value", f"write {_expected(kind)}, or leave the key out")
+        return _told(found, node, path, "no value", f"write {_expected(kind)}{left_out}")
+    if node.empty and isinstance(kind, Text):
+        what = f"{node.text} is nothing to YAML unless it stands in quotes"
+        meant = f'"{node.text}" in quotes' if kind.form == "text" else _expected(kind)
+        return _told(found, node, path, what, f"write {meant}{left_out}")
     try:
         return _scalar(kind, node.text)
     except Wrong as wrong:
-        return _told(found, node, path, str(wrong), wrong.hint)
+        return _told(found, node, path, str(wrong), wrong.hint or f"write {_expected(kind)}")
 
 
 def _told(found: Findings, node: Node, path: str, what: str, hint: str | None = None) -> _Missing:
@@ -181,6 +189,8 @@ def _expected(kind: Kind) -> str:
         return kind.mapping.what
     if isinstance(kind, Section):
         return kind.what
+    if isinstance(kind, Whole) and not (kind.least is None and kind.most is None):
+        return f"a whole number, {_bounds(kind.least, kind.most)}"
     return _EXPECTED[type(kind)]
 
 
@@ -324,7 +334,9 @@ def _mapping(node: Node, path: str, found: Findings, what: str) -> Iterable[tupl
         if found.full:
             break
         if key.kind != "scalar":
-            found.add((key.line, key.column), path, f"a {key.kind} stands where a key is meant")
+            found.add(
+                (key.line, key.column), path, f"a {key.kind} stands where a key is meant", "write key: value"
+            )
         elif key.plain and key.text == "<<":
             found.add((key.line, key.column), path, "merge keys (<<) are not used here", "write the keys out")
         elif key.text in seen:
@@ -363,7 +375,13 @@ def _section(kind: Section, node: Node, path: str, found: Findings) -> Any:
             hint = f"did you mean {guess}?" if guess else f"known here: {', '.join(kind.fields)}"
             found.add((key.line, key.column), where, "this key is not known here", hint)
             continue
-        _keep(block, key.text, key, value_node, read(field.kind, value_node, where, found))
+        _keep(
+            block,
+            key.text,
+            key,
+            value_node,
+            read(field.kind, value_node, where, found, optional=not field.required),
+        )
     for name, field in kind.fields.items():
         if field.required and name not in block and name not in block.bad:
             found.add(block.here, path, f"{name} is missing", f"add {name}: {field.doc}")
@@ -383,7 +401,8 @@ def _names(kind: Names, node: Node, path: str, found: Findings) -> Any:
             elif kind.key == "whole":
                 scalars.integer(key.text)
         except Wrong as wrong:
-            found.add((key.line, key.column), join(path, key.text), str(wrong), wrong.hint)
+            hint = wrong.hint or f"write {_EXPECTED[Whole]}"
+            found.add((key.line, key.column), join(path, key.text), str(wrong), hint)
             block.bad.add(key.text)
         value = read(kind.of, value_node, join(path, key.text), found)
         _keep(block, key.text, key, value_node, value)

@@ -34,6 +34,12 @@ def test_every_place_is_in_the_file(folder: Path) -> None:
         assert 1 <= problem.column <= len(lines[problem.line - 1]) + 1, problem
 
 
+@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+def test_each_problem_says_what_would_be_right(folder: Path) -> None:
+    loaded = load(folder / "config.yaml")
+    assert [str(problem) for problem in (*loaded.problems, *for_run(loaded)) if not problem.hint] == []
+
+
 def test_there_is_a_case_for_each_mistake_that_people_make() -> None:
     names = {folder.name for folder in CASES}
     assert names >= {

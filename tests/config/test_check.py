@@ -83,7 +83,7 @@ def test_what_run_refuses_is_a_warning_here(write: Any, capsys: pytest.CaptureFi
 
 
 def test_missing_file(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checked(capsys) == (78, "", "config.yaml:1:1: there is no such file\n")
+    assert checked(capsys) == (78, "", "config.yaml:1:1: there is no such file; name one that is there\n")
 
 
 def test_json(write: Any, capsys: pytest.CaptureFixture[str]) -> None:

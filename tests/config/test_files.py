@@ -22,7 +22,7 @@ def told(path: Path) -> list[str]:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert told(tmp_path / "config.yaml") == [":1:1: there is no such file"]
+    assert told(tmp_path / "config.yaml") == [":1:1: there is no such file; name one that is there"]
     inner = tmp_path / "nowhere" / "config.yaml"
     assert told(inner) == [f":1:1: there is no such file; there is no folder {inner.parent} either"]
 
