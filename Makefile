@@ -5,10 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
 
-.PHONY: demo test soak test-arm64 bench-peers lint types check lock clean
+.PHONY: demo try test soak test-arm64 bench-peers lint types check lock clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
+
+# From a clean clone to the values of a device at a broker:
+# make try ARGS="tcp://10.0.0.5:502 --tag 'temperature: holding 100 float32' --mqtt mqtt://broker"
+try: $(STAMP)
+	$(BIN)/edgetwin try $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,8 @@
 """The command line: picks a command, hands it its arguments, turns what goes wrong into one line and an exit status.
 
-Each command is a module `agent.cli.<name>` with `HELP`, `EXAMPLE`, `configure(parser)` and `main(args) -> int`,
-imported only when it is the one that runs, so that `check` pays for nothing but YAML.
+Each command is a module `agent.cli.<name>` (`MODULES` names those called otherwise) with `HELP`, `EXAMPLE`,
+`configure(parser)` and `main(args) -> int`, imported only when it is the one that runs, so that `check` pays for
+nothing but YAML.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from agent.cli.fault import Failure
 
 COMMANDS = {
     "demo": "show everything at once: a simulated plant, a broker, the agent, a central side",
+    "try": "from nothing to values at a broker in one line: a device, its tags and a broker",
     "run": "run the agent",
     "check": "validate a configuration without touching the network",
     "read": "poll devices once and show raw words and values",
@@ -36,6 +38,8 @@ COMMANDS = {
     "warm": "compile the kernels into the cache",
     "schema": "print the JSON Schema of the configuration or of the MQTT bodies",
 }
+MODULES = {"try": "trial"}
+"""A command whose name is a word of Python -> its module."""
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 
 
@@ -58,7 +62,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         if name != command:
             subparsers.add_parser(name, help=summary, add_help=False)
             continue
-        module = importlib.import_module(f"agent.cli.{name}")
+        module = importlib.import_module(f"agent.cli.{MODULES.get(name, name)}")
         chosen = subparsers.add_parser(
             name,
             help=summary,

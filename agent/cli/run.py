@@ -10,15 +10,19 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from agent.cli.fault import Failure
 from agent.cli.load import load_for_run, redirected
+from agent.config.paths import state_dir
 
 if TYPE_CHECKING:
     from agent.config.types import Config
+    from agent.runtime.service import Service
+
+    Beside = Callable[[Service, asyncio.Event], Coroutine[Any, Any, None]]
 
 HELP = "Run the agent until SIGTERM or Ctrl-C; SIGHUP reloads the configuration."
 EXAMPLE = "edgetwin run /etc/edgetwin/config.yaml"
@@ -37,14 +41,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    hang_up = _HangUp()
+    hang_up = HangUp()
     config = load_for_run(args.config, simulated=args.simulated)
-    from agent.config.paths import state_dir
+    with take(state_dir(config)):
+        return serve(config, hang_up, functools.partial(_prepared, args), level=_level(args, config))
+
+
+def serve(
+    config: Config,
+    hang_up: HangUp,
+    prepare: Callable[[Config], Config],
+    *,
+    level: str,
+    beside: Beside | None = None,
+) -> int:
+    """Runs the agent with a checked configuration until it is told to stop; returns its exit status.
+
+    Its state folder is taken (`take`). `prepare`: what is done to a configuration that SIGHUP has read again. `beside`:
+    a job of the command that runs with the service, and may end it by the event that it is given. Raises Failure.
+    """
     from agent.runtime import logs, notify
 
-    logs.setup(args.log_level or ("debug" if args.verbose else config.log_level))
-    folder = state_dir(config)
-    lock = _take(folder)
+    logs.setup(level)
     notify.status("compiling kernels")
     notify.extend_timeout(60.0)
     from agent import kernelcache
@@ -53,25 +71,31 @@ def main(args: argparse.Namespace) -> int:
     for problem in kernelcache.problems():
         log.warning("%s", problem)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    with lock:
-        return asyncio.run(_run(config, folder, hang_up, functools.partial(_prepared, args)))
+    return asyncio.run(_run(config, hang_up, prepare, beside))
+
+
+def _level(args: argparse.Namespace, config: Config) -> str:
+    level: str = args.log_level or ("debug" if args.verbose else config.log_level)
+    return level
 
 
 def _prepared(args: argparse.Namespace, config: Config) -> Config:
     """A configuration that was read again, as this command line takes it."""
-    level = args.log_level or ("debug" if args.verbose else config.log_level)
-    logging.getLogger().setLevel(level.upper())
+    logging.getLogger().setLevel(_level(args, config).upper())
     return redirected(config, args.simulated)
 
 
-def _take(folder: Path) -> IO[bytes]:
-    """Makes the state folder and locks it for this process: two agents would give out the same numbers twice."""
+def take(folder: Path, *, given_by: str = "`state_dir:`") -> IO[bytes]:
+    """Makes the state folder and locks it for this process: two agents would give out the same numbers twice.
+
+    `given_by`: where a person names another one. Raises Failure.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("ab")
     except OSError as error:
         raise Failure(
-            f"the state folder {folder} cannot be written ({error.strerror}); give another one by `state_dir:`"
+            f"the state folder {folder} cannot be written ({error.strerror}); give another one by {given_by}"
         ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +105,7 @@ def _take(folder: Path) -> IO[bytes]:
     return lock
 
 
-class _HangUp:
+class HangUp:
     """SIGHUP from the first moment on: before a handler is there it would kill the process."""
 
     def __init__(self) -> None:
@@ -89,7 +113,12 @@ class _HangUp:
         signal.signal(signal.SIGHUP, lambda *_: setattr(self, "asked", True))
 
 
-async def _run(config: Config, folder: Path, hang_up: _HangUp, prepare: Callable[[Config], Config]) -> int:
+async def _run(
+    config: Config,
+    hang_up: HangUp,
+    prepare: Callable[[Config], Config],
+    beside: Beside | None,
+) -> int:
     """The service from start to end; returns its exit status."""
     from agent.config.secrets import SecretProblem
     from agent.runtime.reload import Reload
@@ -100,7 +129,7 @@ async def _run(config: Config, folder: Path, hang_up: _HangUp, prepare: Callable
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        service = Service(config, state_dir=folder)
+        service = Service(config, state_dir=state_dir(config))
     except SecretProblem as problem:
         raise Failure(str(problem), status=78) from None
     reload = Reload(service, prepare)
@@ -110,4 +139,11 @@ async def _run(config: Config, folder: Path, hang_up: _HangUp, prepare: Callable
         reload.ask()
     gc.collect()
     gc.freeze()
-    return await service.run(stop)
+    if beside is None:
+        return await service.run(stop)
+    job = asyncio.create_task(beside(service, stop))
+    try:
+        return await service.run(stop)
+    finally:
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
