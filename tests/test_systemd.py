@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,19 @@ def test_what_must_be_and_must_not_be() -> None:
     assert found["RestartPreventExitStatus"] == "78"
     assert found["SystemCallErrorNumber"] == "EPERM"
     assert "MemoryDenyWriteExecute" not in found and "ProcSubset" not in found
+
+
+def test_a_reload_signals_first_and_then_fails_where_the_file_is_wrong() -> None:
+    first, second = (value for name, value in settings() if name == "ExecReload")
+    start = dict(settings())["ExecStart"]
+    assert first == "/bin/kill -HUP $MAINPID" and second == start.replace(" run ", " check ")
+
+
+def test_what_the_watchdog_ends_says_where_it_stood() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
+    environment = dict(value.split("=", 1) for name, value in settings() if name == "Environment")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGABRT and 'File "<string>", line 1' in done.stderr
 
 
 def test_folders_have_the_modes_that_the_installer_gives_them() -> None:
