@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -82,12 +83,26 @@ def _ask(candidates: list[Path], config: str | None) -> dict[str, Any]:
 
     answer = ask_daemon(candidates, {"op": "status"}, timeout=PATIENCE, config_path=config)
     if answer is None:
+        for path in candidates:
+            if _forbidden(path):
+                raise Failure(
+                    f"this user may not ask the agent on {path}: join the group edgetwin, or use sudo"
+                )
         with_it = f" with {config}" if config else ""
         raise Failure(f"no agent{with_it} answers on {' or '.join(str(path) for path in candidates)}")
     if not answer.get("ok"):
         raise Failure(str(answer.get("error")))
     status: dict[str, Any] = answer["result"]
     return status
+
+
+def _forbidden(path: Path) -> bool:
+    """True where the rights of a file or of its folders keep this user from a socket."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.W_OK)
 
 
 def as_text(status: dict[str, Any]) -> list[str]:

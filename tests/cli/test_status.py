@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def test_not_running_is_1_and_one_line(config: Path, capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"edgetwin: no agent with {config} answers on ") and err.count("\n") == 1
+
+
+def test_a_user_without_the_right_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").chmod(0)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        assert run(["status"]) == 1
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "run").chmod(0o700)
+    err = capsys.readouterr().err
+    assert "may not ask the agent on" in err and "group edgetwin" in err and err.count("\n") == 1
 
 
 def test_an_agent_that_refuses_is_1(agent: Daemon, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
