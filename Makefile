@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
 
-.PHONY: demo try test soak test-arm64 bench-peers lint types check lock clean
+.PHONY: demo try test soak test-arm64 bench-peers lint types check lock wheelhouse clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
