@@ -161,12 +161,20 @@ def _as_text(config: Config, body: dict[str, Any], orders: bool) -> list[str]:
             )
             if orders:
                 lines += [
-                    f"    {kind:<8} " + "  ".join(f"{order}={value}" for order, value in by_order.items())
+                    f"    {kind:<8} "
+                    + "  ".join(f"{order}={_shown(value, {})}" for order, value in by_order.items())
                     for kind, by_order in one["orders"].items()
                 ]
     return lines
 
 
+def visible(text: str) -> str:
+    """Text of a device as a terminal may be given it: what is no printable letter is shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _shown(value: Any, states: Mapping[int, str]) -> str:
+    if isinstance(value, str):
+        return visible(value)
     text = states.get(value) if isinstance(value, int) else None
     return f"{value} ({text})" if text else str(value)

@@ -196,7 +196,7 @@ class Decoder:
         return plain
 
     def _string(self, payload: bytes, i: int) -> str | None:
-        """Text without trailing NULs and blanks, invalid UTF-8 shown escaped; None where all is 0xFF."""
+        """Text up to its first NUL without trailing blanks, invalid UTF-8 shown escaped; None where all is 0xFF."""
         tag = self._tags[i]
         start = 2 * (tag.address - self._address)
         data = payload[start : start + 2 * tag.count]
@@ -205,7 +205,7 @@ class Decoder:
         data = data[: tag.length]
         if data and set(data) == {0xFF}:
             return None
-        return data.rstrip(b"\0 ").decode("utf-8", "backslashreplace")
+        return data.split(b"\0")[0].rstrip(b" ").decode("utf-8", "backslashreplace")
 
 
 def decimal_scale(tag: Tag) -> tuple[int, int, int]:

@@ -37,8 +37,16 @@ class DevicePoll:
 
     @property
     def error(self) -> str | None:
-        """The first fault in words; None where every request was answered."""
-        return next((reply.words for _, reply in self.replies if reply.payload is None), None)
+        """The first fault in words; None where every tag was answered, if not by the first request for it."""
+        read = {tag for request, reply in self.replies if reply.payload is not None for tag in request.tags}
+        return next(
+            (
+                reply.words
+                for request, reply in self.replies
+                if reply.payload is None and not read.issuperset(request.tags)
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ def tag(type: str, **more: object) -> Tag:
         (tag("string", length=5), "414243444546", "ABCDE"),
         (tag("string", length=4, order="BADC"), "42414443", "ABCD"),
         (tag("string", length=4), "41FF2000", "A\\xff"),
+        (tag("string", length=8), "4142000043444546", "AB"),  # what an older, longer text left behind its end
+        (tag("string", length=4), "00004344", ""),
     ],
 )
 def test_values(what: Tag, wire: str, want: object) -> None:
