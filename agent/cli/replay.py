@@ -72,9 +72,13 @@ def _horizon(text: str) -> tuple[int, ...]:
 def main(args: argparse.Namespace) -> int:
     """Replays the file and prints how good the forecasts were."""
     from agent.cli.load import load_or_fail
-    from agent.predict.replay import BadRow, Reader, Replay
+    from agent.predict.replay import BadHeader, BadRow, Reader, Replay
 
     config = load_or_fail(args.config)
+    for written in (args.out, args.plot):
+        for kept in (args.data, args.config, args.labels):
+            if written and kept and written.exists() and Path(kept).exists() and written.samefile(kept):
+                raise Failure(f"{written} is read here and would be overwritten; name another file")
     labelled = _labelled(args.labels) if args.labels else None
     try:
         with args.data.open(encoding="utf-8-sig", newline="") as file:
@@ -83,10 +87,10 @@ def main(args: argparse.Namespace) -> int:
                 _say(note)
             curves = _curves(replay, config) if args.plot else None
             result = _run(replay, args.out, [one.add for one in (curves, labelled) if one])
+    except BadHeader as error:
+        raise Failure(f"{args.data}: {error}") from None
     except BadRow as error:
-        raise Failure(
-            f"{args.data}: {error}" + ("" if args.lenient else " (--lenient skips bad rows)")
-        ) from None
+        raise Failure(f"{args.data}: {error} (--lenient skips bad rows)") from None
     except UnicodeDecodeError:
         raise Failure(f"{args.data}: this is no UTF-8 text") from None
     fits, unfit = labelled.fits() if labelled else ({}, {})

@@ -238,7 +238,9 @@ def judge(s: Floats, ring: Floats, horizon: Ints, errors: Floats, band: Floats, 
         elif ring[slot, c.HALF] > floor:  # at the floor a smaller multiple would change nothing
             band[j, c.Q] = max(band[j, c.Q] * np.exp(-gain * alpha), 1e-3)
         band[j, c.COUNT] += 1.0
-        if s[c.STEP] - h >= c.FIRST_FORECAST:
+        if (
+            s[c.SEEN] - (h - 1) >= c.FIRST_FORECAST
+        ):  # SEEN is still without this sample: it was shown h steps ago
             band[j, c.JUDGED_SHOWN] += 1.0
             band[j, c.SUM_ERROR] += error
             band[j, c.SUM_LAST] += abs(s[c.REAL] - ring[slot, 0])

@@ -216,7 +216,7 @@ def _judge(
         lowered = np.where(kept[:, c.HALF] > floor, np.maximum(q * np.exp(-gain * alpha), 1e-3), q)
         band[judged, j, c.Q] = np.where(error > kept[:, c.HALF], raised, lowered)[judged]
         band[judged, j, c.COUNT] += 1.0
-        booked = made & (s[:, c.STEP] - h >= c.FIRST_FORECAST)
+        booked = made & (s[:, c.SEEN] - (h - 1) >= c.FIRST_FORECAST)
         half = kept[:, c.HALF]
         book = np.column_stack([np.ones(len(s)), error, miss[:, 0], error <= half, 2.0 * half])
         band[booked, j, c.JUDGED_SHOWN :] += book[booked]

@@ -30,12 +30,18 @@ SET_BACK = 3600.0
 """Seconds that clocks are set back in autumn."""
 MISSING = frozenset({"", "nan", "null", "none", "na"})
 WORDS = {"true": 1.0, "false": 0.0}
+SHOWN = 40
+"""Letters of a bad cell that a message shows."""
 UNNAMED = "replay"
 """The device of columns that name none and that the configuration does not know."""
 
 
 class BadRow(ValueError):
     """A row that cannot be taken; the text has the line number and the reason."""
+
+
+class BadHeader(BadRow):
+    """A header that cannot be taken: no row can be either, however lenient one is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +94,14 @@ class Reader:
         self.skipped = 0
         header = next(self._rows, None)
         if header is None:
-            raise BadRow("line 1: the file is empty; a header with the time and the tags is wanted")
+            raise BadHeader("line 1: the file is empty; a header with the time and the tags is wanted")
         self.names = [name.strip() for name in header[1:]]
         if not self.names:
-            raise BadRow("line 1: the header names no tag beside the time")
+            raise BadHeader(f"line 1: the header names no tag beside the time{_other_comma(header)}")
         double = {name for name in self.names if self.names.count(name) > 1}
         if double or "" in self.names:
             what = f"the tag {min(double)} twice" if double - {""} else "a column without a name"
-            raise BadRow(f"line 1: the header has {what}")
+            raise BadHeader(f"line 1: the header has {what}")
 
     def samples(self) -> Iterator[Sample]:
         """The samples in the order of the file."""
@@ -174,7 +180,21 @@ def seconds(text: str) -> float:
             pass
         else:
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    raise BadRow(f"'{text}' is no time; ISO 8601 or seconds are wanted")
+    raise BadRow(f"{_quoted(text)} is no time; ISO 8601 or seconds are wanted")
+
+
+def _quoted(text: str) -> str:
+    """A cell as it stands in a message: on one line, and no longer than helps (a quote left open takes in the rest)."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f"'{plain}'" if len(plain) <= SHOWN else f"'{plain[:SHOWN]}…'"
+
+
+def _other_comma(header: list[str]) -> str:
+    """What to say of a header of one cell that is cut by something else than commas."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if header and mark in header[0]:
+            return f"; its columns are separated by {name} where commas are wanted (and a decimal point)"
+    return ""
 
 
 def _is_local(text: str) -> bool:
@@ -194,33 +214,33 @@ def number(text: str, name: str) -> float:
         value = WORDS.get(word)
         value = float(text) if value is None else value
     except ValueError:
-        raise BadRow(f"'{text}' in column {name} is no number") from None
+        raise BadRow(f"{_quoted(text)} in column {name} is no number") from None
     if not math.isfinite(value):
-        raise BadRow(f"'{text}' in column {name} is no finite number")
+        raise BadRow(f"{_quoted(text)} in column {name} is no finite number")
     return value
 
 
 def resolve(names: Sequence[str], config: Config) -> list[Key]:
-    """The tag that each column means; a bare name is the one device's that has it. Raises BadRow where several have."""
+    """The tag of each column; a bare name is the one device's that has it. Raises BadHeader where several have it."""
     keys: list[Key] = []
     for name in names:
         owners = [device.name for device in config.devices.values() if name in device.tags]
         if len(owners) > 1:
-            raise BadRow(f"line 1: several devices have a tag {name}; write {owners[0]}/{name}")
+            raise BadHeader(f"line 1: several devices have a tag {name}; write {owners[0]}/{name}")
         device, slash, tag = name.partition("/")
         keys.append((owners[0], name) if owners else (device, tag) if slash else (UNNAMED, name))
     if len(set(keys)) < len(keys):
         again = next(names[i] for i, key in enumerate(keys) if key in keys[:i])
-        raise BadRow(f"line 1: {again} names a tag that another column names too")
+        raise BadHeader(f"line 1: {again} names a tag that another column names too")
     return keys
 
 
-def spacing(samples: Sequence[Sample]) -> Floats:
+def spacing(samples: Sequence[Sample], columns: int) -> Floats:
     """Median seconds between the values of each column, shape (columns,); NaN where fewer than two are known."""
     t = np.array([sample.t for sample in samples])
-    values = np.array([sample.values for sample in samples]).reshape(len(samples), -1)
-    apart = np.full(values.shape[1], np.nan)
-    for column in range(values.shape[1]):
+    values = np.array([sample.values for sample in samples]).reshape(len(samples), columns)
+    apart = np.full(columns, np.nan)
+    for column in range(columns):
         steps = np.diff(t[np.isfinite(values[:, column])])
         if np.any(steps > 0.0):
             apart[column] = np.median(steps[steps > 0.0])
@@ -269,7 +289,7 @@ class Replay:
         rows = reader.samples()
         first = list(islice(rows, LOOK_AHEAD))
         self._samples = chain(first, rows)
-        self.periods, notes = periods_of(config, self.keys, self.names, spacing(first))
+        self.periods, notes = periods_of(config, self.keys, self.names, spacing(first, len(self.names)))
         self.result = Result(notes=notes)
         whole = with_columns(config, self.keys, self.periods)
         predict = config.predict or PredictConfig()

@@ -21,7 +21,7 @@ from agent.cli.fault import Failure
 from agent.config.types import Config, Device, HealthConfig, PredictConfig, Tag, Url
 from agent.predict.health import Health
 from agent.predict.predictor import Predictor
-from agent.predict.replay import BadRow, Reader, Replay, number, resolve, seconds
+from agent.predict.replay import BadHeader, BadRow, Reader, Replay, number, resolve, seconds
 from tests.predict.series import ar2, relative_mae
 
 Y = ar2(600)
@@ -228,6 +228,8 @@ def test_time_zones_in_the_file_are_respected() -> None:
         ("inf,1.0", "line 7: 'inf' is no time"),
         ("5,much", "line 7: 'much' in column y is no number"),
         ("5,inf", "line 7: 'inf' in column y is no finite number"),
+        ('5,"1\n2"', "line 7: '1 2' in column y is no number"),
+        ("5," + 60 * "x", "line 7: '" + 40 * "x" + "…' in column y is no number"),
         ("4,1.0", "line 7: the time 4 stood in the row before already"),
     ],
 )
@@ -247,14 +249,33 @@ def test_a_bad_row_is_told_with_its_line(row: str, reason: str) -> None:
     [
         ("", "the file is empty"),
         ("time\n", "names no tag"),
+        ("time;y\n", "separated by semicolons where commas are wanted"),
+        ("time\ty\n", "separated by tabs where commas are wanted"),
         ("time,y,y\n", "the tag y twice"),
         ("time,,y\n", "a column without a name"),
         ("time,y,press/y\n", "names a tag that another column names too"),
     ],
 )
 def test_a_bad_header_is_told(header: str, reason: str) -> None:
-    with pytest.raises(BadRow, match=reason):
+    with pytest.raises(BadHeader, match=reason):
         replay([header] if header else [])
+
+
+def test_a_file_without_a_row_has_no_figures() -> None:
+    found = replay(["time,y\n"]).run().body()
+    assert (found["rows"], found["us_per_update"], found["tags"]["y"]["n"]) == (0, None, 0)
+    assert set(found["tags"]["y"]["horizons"]["1"].values()) == {None}
+
+
+def test_only_forecasts_that_were_shown_are_scored() -> None:
+    y = Y[:200].copy()
+    y[3:30:4] = np.nan
+    one = replay(text({"y": y}))
+    errors: list[float] = []
+    one.run(lambda sample, _, foretold: errors.append(abs(sample.values[0] - foretold[0][0])))
+    shown = np.array(errors)
+    assert np.isnan(shown[:35]).all() and np.isfinite(shown[40:]).all()
+    assert one.result.tags["y"]["horizons"]["1"]["mae"] == pytest.approx(np.nanmean(shown), rel=1e-12)
 
 
 def test_a_tag_that_several_devices_have_needs_its_device() -> None:
@@ -264,7 +285,7 @@ def test_a_tag_that_several_devices_have_needs_its_device() -> None:
         None,
         devices={n: Device(n, Url("t", "tcp"), tags={"y": Tag("y", "holding", 0)}) for n in "ab"},
     )
-    with pytest.raises(BadRow, match="write a/y"):
+    with pytest.raises(BadHeader, match="write a/y"):
         resolve(["y"], both)
     assert resolve(["b/y"], both) == [("b", "y")]
 
@@ -365,3 +386,13 @@ def test_a_bad_horizon_is_a_usage_error(bad: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as told:
         invoke(monkeypatch, config("y"), "data.csv", "--horizon", bad)
     assert told.value.code == 2
+
+
+def test_what_is_read_is_not_written_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("".join(text({"y": Y[:50]})))
+    (tmp_path / "same.csv").symlink_to(data)
+    for option in ("--out", "--plot"):
+        with pytest.raises(Failure, match="would be overwritten"):
+            invoke(monkeypatch, config("y"), str(data), option, str(tmp_path / "same.csv"))
+    assert data.read_text() == "".join(text({"y": Y[:50]}))
