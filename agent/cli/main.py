@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import platform
 import signal
@@ -110,5 +111,8 @@ def run(argv: list[str]) -> int:
 
 
 def entry() -> NoReturn:
-    """The console script."""
+    """The console script. What the terminal's encoding lacks (a unit in °C, a file's odd name) is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

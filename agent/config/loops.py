@@ -10,7 +10,7 @@ from typing import Any, Literal
 from agent.config import scalars
 from agent.config.kinds import Block
 from agent.config.scalars import Wrong, shown
-from agent.config.tags import INTEGERS
+from agent.config.tags import INTEGERS, more_than_held
 from agent.config.types import (
     ControllerConfig,
     Device,
@@ -221,6 +221,10 @@ class _Loop:
                 f"{given[0]:g} to {given[1]:g} is more than its write.range, {allowed[0]:g} to {allowed[1]:g}"
             )
             self.tell("limits", what, "stay within it")
+        elif allowed is None and out is not None and out[1].numeric:
+            wrong = more_than_held(out[1], *given)
+            if wrong is not None:
+                self.tell("limits", *wrong)
         return given
 
     def _write_is_wrong(self, tag: Key, key: str | None = None) -> bool:

@@ -266,20 +266,30 @@ def functions(tag: Tag) -> tuple[int, ...]:
     return (6, 16) if tag.count == 1 else (16,)
 
 
+def holds(tag: Tag) -> tuple[Decimal, Decimal] | None:
+    """The scaled values, lowest and highest, that fit into a numeric tag's register; None where nothing bounds them."""
+    bounds: Any = raw_range(tag)
+    if bounds is None or tag.scale_from is not None or tag.scale == 0:
+        return None
+    low, high = sorted(raw * tag.scale + tag.offset for raw in map(Decimal, bounds))
+    return low, high
+
+
+def more_than_held(tag: Tag, low: float, high: float) -> tuple[str, str] | None:
+    """What is wrong with writing low to high to a tag, and what would be right; None where the register holds them."""
+    ends = holds(tag)
+    if ends is None or (Decimal(repr(low)) >= ends[0] and Decimal(repr(high)) <= ends[1]):
+        return None
+    what = f"{low:g} to {high:g} is more than the register can hold"
+    return what, f"with type {tag.type} and this scale it holds {ends[0]:f} to {ends[1]:f}"
+
+
 def _check_range(tag: Tag, told: _Told) -> None:
     """The bounds of `write` must be values that the register can hold."""
-    bounds: Any = raw_range(tag)
     if tag.boolean or tag.type == "string":
         told("range", "a range has a meaning for numbers alone", "leave it out")
         return
-    if bounds is None or tag.scale_from is not None or tag.scale == 0 or tag.write is None:
-        return
-    ends = sorted(raw * tag.scale + tag.offset for raw in map(Decimal, bounds))
-    low, high = tag.write.range or (0.0, 0.0)
-    if Decimal(repr(low)) < ends[0] or Decimal(repr(high)) > ends[1]:
-        told(
-            "range",
-            f"{low:g} to {high:g} is more than the register can hold",
-            f"with type {tag.type} and this scale it holds {ends[0]:f} to {ends[1]:f}",
-            value=True,
-        )
+    if tag.write is not None and tag.write.range is not None:
+        wrong = more_than_held(tag, *tag.write.range)
+        if wrong is not None:
+            told("range", *wrong, value=True)

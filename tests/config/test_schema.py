@@ -26,7 +26,8 @@ BEYOND = {
     "types_and_their_keys", "scale_from", "write", "shared_bits_of_two_devices", "serial_line_twice", "urls",
     "two_loops_one_output", "loop_tags_of_a_wrong_kind", "loop_without_what_it_needs", "auto_without_a_net",
     "flash_register_in_a_loop", "health_of_what_is_not_forecast", "health_without_forecasts", "mqtt_urls",
-    "page_control", "page_listen", "many_at_once", "states_and_missing", "predictive_loops",
+    "page_control", "page_listen", "loop_limits_beyond_the_register", "many_at_once",
+    "states_and_missing", "predictive_loops",
 }  # fmt: skip
 """Mistakes that a schema need not see: values that do not fit each other, names that are not there, raw text."""
 
