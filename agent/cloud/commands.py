@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ FARTHEST_EXPIRY = 600_000
 OPS = ("write", "read", "loop", "whatif", "resend", "rebirth", "status", "relearn")
 LARGEST = 256 * 1024
 """Bytes of a body that is looked at."""
+LARGEST_NUMBER = sys.float_info.max
+LARGEST_SEQ = 2**63 - 1
+"""The database keeps no larger ones."""
 
 
 class Refused(Exception):
@@ -63,7 +67,10 @@ def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, An
     text, signature = body.get("p"), body.get("sig")
     if not isinstance(text, str) or not isinstance(signature, str):
         raise Refused("not signed")
-    right = hmac.new(key, f"{topic}\n{text}".encode(), hashlib.sha256).hexdigest()
+    try:
+        right = hmac.new(key, f"{topic}\n{text}".encode(), hashlib.sha256).hexdigest()
+    except UnicodeEncodeError:  # half a surrogate pair: nobody can have signed it
+        raise Refused("wrong signature") from None
     if not hmac.compare_digest(right.encode(), signature.lower().encode("utf-8", "replace")):
         raise Refused("wrong signature")
     try:
@@ -174,6 +181,21 @@ def _loop_ask(command: Command, deadline: float) -> Ask:
     return Ask(command.op, "cmd", deadline, command.by, loop=loop, mode=mode, setpoint=setpoint, extra=extra)
 
 
+def resend_range(body: Mapping[str, Any], config: Config) -> tuple[str, int, int]:
+    """Device, first and last number that a `resend` asks for. Raises Refused."""
+    device, first, last = body.get("device"), body.get("from"), body.get("to")
+    if not isinstance(device, str):
+        raise Refused("device must be the name of a device")
+    if device not in config.devices:
+        raise Refused(f"there is no device {device!r}")
+    if not _whole(first) or not _whole(last):
+        raise Refused("from and to must be sequence numbers")
+    assert isinstance(first, int) and isinstance(last, int)
+    if not 1 <= first <= last:
+        raise Refused("from and to must be sequence numbers, from 1 on and not the wrong way round")
+    return device, min(first, LARGEST_SEQ), min(last, LARGEST_SEQ)
+
+
 def _seconds(value: object) -> float:
     """A duration as the configuration has them, or seconds. Raises Refused."""
     try:
@@ -184,14 +206,9 @@ def _seconds(value: object) -> float:
 
 def number(value: object, what: str = "setpoint") -> float:
     """A finite JSON number. Raises Refused."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or value != value
-        or abs(value) == float("inf")
-    ):
-        raise Refused(f"{what} must be a number")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER:
+        return float(value)  # neither NaN nor an infinity, nor an integer that no float holds
+    raise Refused(f"{what} must be a number")
 
 
 def tag_key(name: object) -> Key:

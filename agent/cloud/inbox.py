@@ -97,7 +97,7 @@ class Inbox:
             self._desired(message)
             return
         op = self.topics.operation(message.topic)
-        if op is not None:
+        if op is not None and message.payload:  # an empty body is how a retained one is taken back
             self._command(op, message)
 
     def tick(self, now: float) -> None:
@@ -243,12 +243,7 @@ class Inbox:
             self.outbox.put(ANSWERS_FACT, {key: one for key, one in answers.items() if one.get("keep")})
 
     def _resend(self, command: Command) -> Outcome:
-        device, first, last = (command.body.get(name) for name in ("device", "from", "to"))
-        if device not in self.config.devices:
-            raise Refused(f"there is no device {device}")
-        if not isinstance(first, int) or not isinstance(last, int) or not 1 <= first <= last:
-            raise Refused("from and to must be sequence numbers")
-        found = self.resend(str(device), first, last)
+        found = self.resend(*commands.resend_range(command.body, self.config))
         if found is None:
             return Outcome(False, error="none of these are kept (outbox.keep)")
         return Outcome(True, result={"from": found[0], "to": found[1]})
@@ -293,9 +288,10 @@ class Inbox:
 
     def _set(self, settling: _Settling, name: str, value: object) -> None:
         desired = settling.desired
-        deadline = self.mono() + DESIRED_PATIENCE
-        if desired.exp is not None:
-            deadline = min(deadline, self.mono() + (desired.exp - self.stamp().ms(self.mono())) / 1000)
+        patience = round(1000 * DESIRED_PATIENCE)
+        if desired.exp is not None:  # as integers: `exp` may be larger than any float
+            patience = min(patience, desired.exp - self.stamp().ms(self.mono()))
+        deadline = self.mono() + patience / 1000
         try:
             future = self.ask(commands.desired_ask(name, value, desired.by, deadline))
         except Refused as refusal:

@@ -22,6 +22,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.cloud.reasons import (
     DIAL_TIMEOUT,
@@ -403,7 +404,11 @@ class Uplink:
         self._broker_limit = getattr(properties, "MaximumPacketSize", None)
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         for filter_ in self._filters:
-            self._client.subscribe(filter_, qos=1)
+            # as published: a broker tells MQTT 3.1.1 that a message is retained only when it comes from its store
+            if self._protocol == MQTTProtocolVersion.MQTTv5:
+                self._client.subscribe(filter_, options=SubscribeOptions(qos=1, retainAsPublished=True))
+            else:
+                self._client.subscribe(filter_, qos=1)
         self._post(Connected())
 
     def _on_closed(self, reason: str, code: int) -> None:

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.publish import single
 
-from agent.cloud.commands import Refused, judge, open_envelope, to_ask
+from agent.cloud.commands import Refused, judge, open_envelope, resend_range, to_ask
 from agent.cloud.worker import Cloud
 from agent.config.types import CommandsConfig, Secret
 from agent.runtime.clock import SystemClock
@@ -105,6 +106,7 @@ def test_a_signature_covers_topic_and_text() -> None:
         ("t/cmd/write", signed("t/cmd/write", '{"id": "x"}', b"another key")),
         ("t/cmd/write", as_json(upper | {"p": '{"id": "y"}'})),
         ("t/cmd/write", as_json(upper | {"sig": upper["sig"][:-1]})),
+        ("t/cmd/write", b'{"p": "\\ud800", "sig": "00"}'),
     ]:
         with pytest.raises(Refused, match="wrong signature"):
             open_envelope(topic, payload, KEY)
@@ -209,6 +211,8 @@ def test_each_operation_becomes_a_request() -> None:
         ("whatif", {"loop": "oven", "for": "ten minutes"}),
         ("whatif", {"loop": "oven", "for": True}),
         ("whatif", {"loop": "oven", "load": "5"}),
+        ("loop", {"loop": "oven", "setpoint": 10**400}),
+        ("whatif", {"loop": "oven", "load": -(10**400)}),
         ("relearn", {}),
         ("relearn", {"device": ["press1"]}),
     ],
@@ -216,6 +220,37 @@ def test_each_operation_becomes_a_request() -> None:
 def test_what_makes_no_sense_is_refused(op: str, changes: dict[str, Any]) -> None:
     with pytest.raises(Refused):
         asked(op, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": ["press1"]},
+        {"device": "nothing"},
+        {"device": None},
+        {"from": "1"},
+        {"from": True},
+        {"from": 0},
+        {"from": 9},
+        {"to": 1.5},
+    ],
+)
+def test_a_range_to_resend_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+    config = make_config("mqtt://127.0.0.1")
+    good = {"device": "press1", "from": 2, "to": 5}
+    assert resend_range(good, config) == ("press1", 2, 5)
+    with pytest.raises(Refused):
+        resend_range(good | changes, config)
+
+
+def test_an_end_beyond_what_the_database_counts_is_the_end() -> None:
+    asked_for = {"device": "press1", "from": 1, "to": 2**70}
+    assert resend_range(asked_for, make_config("mqtt://127.0.0.1")) == ("press1", 1, 2**63 - 1)
+    assert resend_range(asked_for | {"from": 2**69}, make_config("mqtt://127.0.0.1")) == (
+        "press1",
+        2**63 - 1,
+        2**63 - 1,
+    )
 
 
 # -- over a broker --------------------------------------------------------------------------------------------------
@@ -297,7 +332,18 @@ def test_a_retained_command_is_refused(mosquitto: Mosquitto, tmp_path: Path) -> 
         ear.sync()
         with Agent(make_config(mosquitto.url), tmp_path) as agent:
             assert ear.wait_for("resp/r1")["error"] == "retained"
+            ear.say(
+                "cmd/write", body | {"id": "r2"}, retain=True
+            )  # told as one, though it comes as it is published
+            assert ear.wait_for("resp/r2")["error"] == "retained"
             assert agent.doors.asked == []
+            wait_until(lambda: [e.name for e in agent.events].count("command_refused") == 2, "the events")
+            single(
+                f"{BASE}/cmd/write", b"", 1, True, hostname="127.0.0.1", port=mosquitto.port
+            )  # takes it back: that is no command
+            ear.say("cmd/read", body | {"id": "r3"})
+            ear.wait_for("resp/r3")
+            assert [e.name for e in agent.events].count("command_refused") == 2
 
 
 @needs_mosquitto
