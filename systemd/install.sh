@@ -91,14 +91,22 @@ check_config() {
   as_service "$OPT/$1/bin/edgetwin" check "$CONFIG"
 }
 
+# place_unit VERSION: each version brings its own unit, and a rollback brings the old one back.
+place_unit() {
+  install -D -m 0644 "$OPT/$1/edgetwin.service" "$UNIT"
+  service daemon-reload
+}
+
 # Makes a version current and starts it; when it does not start, the one before is put back.
 flip() {
   local old
   old=$(version_of current)
   point current "$1"
+  place_unit "$1"
   if ! start "$old"; then
     [ -n "$old" ] && [ "$old" != "$1" ] || die "the service does not start: journalctl -u edgetwin"
     point current "$old"
+    place_unit "$old"
     start "$old" || true
     die "version $1 does not start (journalctl -u edgetwin); $old is current again"
   fi
@@ -129,12 +137,12 @@ build() {
   "${pip[@]}" --find-links "$WHEELS" --only-binary=:all: --no-deps --require-hashes -r "$WHEELS/requirements.txt" ||
     { rm -rf "$folder"; die "the wheels in $WHEELS do not fit this machine's Python, or were changed"; }
   "${pip[@]}" --no-deps "$WHEEL" || { rm -rf "$folder"; die "$WHEEL cannot be installed"; }
-  install -m 0644 "$WHEELS/README.md" "$WHEELS/config.example.yaml" "$folder/"
   echo "$CONTENT" > "$folder/.complete"
 }
 
+# place_files VERSION: what stands beside the version's venv, and what the machine needs before it can be tried.
 place_files() {
-  install -D -m 0644 "$WHEELS/edgetwin.service" "$UNIT"
+  install -m 0644 "$WHEELS/README.md" "$WHEELS/config.example.yaml" "$WHEELS/edgetwin.service" "$OPT/$1/"
   install -D -m 0644 "$WHEELS/edgetwin.sysusers.conf" "$SYSUSERS"
   install -D -m 0644 "$WHEELS/70-edgetwin.rules" "$RULES"
   mkdir -p "$ETC" "$STATE" "$CACHE"
@@ -145,7 +153,6 @@ place_files() {
     chown root:edgetwin "$ETC"
     chown edgetwin:edgetwin "$STATE" "$CACHE"
     if udevadm control --reload 2> /dev/null; then udevadm trigger --subsystem-match=tty || true; fi
-    systemctl daemon-reload
   fi
 }
 
@@ -183,11 +190,12 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
     say "installing $version"
     build "$version"
   fi
-  place_files
+  place_files "$version"
   say "compiling the kernels"
   as_service "$OPT/$version/bin/edgetwin" warm > /dev/null || say "the kernels could not be kept; the first start takes longer"
   check_config "$version" || die "version $version does not take $CONFIG as it is (above); ${old:-nothing} stays current"
   if [ "$old" = "$version" ] && running; then
+    place_unit "$version"
     systemctl try-reload-or-restart edgetwin
     say "$version runs"
     return

@@ -57,13 +57,15 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> str:
 
 
 def wheelhouse(folder: Path, version: str, *, more: str = "") -> Path:
-    """What `make wheelhouse` makes, with a product of a few lines and one dependency."""
+    """What `make wheelhouse` makes, with a small product, one dependency and a unit that names the version."""
     folder.mkdir()
     digest = wheel(folder, "needed", "1.0", {"needed.py": ""})
     (folder / "requirements.txt").write_text(f"needed==1.0 --hash=sha256:{digest}\n")
     wheel(folder, "edgetwin", version, {"standin.py": STAND_IN.replace("{version}", version) + more})
     for name in BESIDE:
         shutil.copy2(ROOT / "systemd" / name, folder / name)
+    with (folder / "edgetwin.service").open("a") as unit:
+        unit.write(f"# of {version}\n")
     for name in ("config.example.yaml", "README.md"):
         shutil.copy2(ROOT / name, folder / name)
     return folder
@@ -85,6 +87,10 @@ class Tree:
         command = self.root / "opt/edgetwin/current/bin/edgetwin"
         return subprocess.run([command, "say"], check=True, capture_output=True, text=True).stdout.strip()
 
+    def unit(self) -> str:
+        """The version that the unit belongs to."""
+        return (self.root / "usr/lib/systemd/system/edgetwin.service").read_text().split()[-1]
+
     def versions(self) -> set[str]:
         folders = (self.root / "opt/edgetwin").iterdir()
         return {folder.name for folder in folders if not folder.is_symlink()}
@@ -100,7 +106,7 @@ def test_a_version_comes_goes_back_and_leaves(tmp_path: Path) -> None:
 
     said = tree.run("--wheels", one)
     assert tree.current() == "1.0" and "next: write" in said
-    assert (tree.root / "usr/lib/systemd/system/edgetwin.service").is_file()
+    assert tree.unit() == "1.0"
     assert (tree.root / "usr/lib/sysusers.d/edgetwin.conf").is_file()
     assert (tree.root / "usr/lib/udev/rules.d/70-edgetwin.rules").is_file()
     assert (tree.root / "var/cache/edgetwin/kernels-1.0").is_file()
@@ -115,14 +121,14 @@ def test_a_version_comes_goes_back_and_leaves(tmp_path: Path) -> None:
     tree.run("--wheels", two)
     assert tree.current() == "2.0" and tree.versions() == {"1.0", "2.0"}
     tree.run("--rollback")
-    assert tree.current() == "1.0"
+    assert tree.current() == tree.unit() == "1.0"
     tree.run("--rollback")
-    assert tree.current() == "2.0"
+    assert tree.current() == tree.unit() == "2.0"
 
     tree.config.write_text("not 3.0\n")
     said = tree.run("--wheels", three, expect=1)
     assert "config.yaml:1:1: not for 3.0" in said and "2.0 stays current" in said
-    assert tree.current() == "2.0"
+    assert tree.current() == tree.unit() == "2.0"
     tree.config.write_text("not 1.0\n")
     assert "2.0 stays current" in tree.run("--rollback", expect=1)
     assert tree.current() == "2.0"
