@@ -15,11 +15,14 @@ numba is imported and what does not match is thrown away.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +32,8 @@ from typing import Any, Literal, TypeVar, cast
 
 FOLDER = "edgetwin-kernels"
 MANIFEST = "MANIFEST"
+WARM = "WARM"
+"""Holds what `_sources` said when every kernel had been compiled into the cache."""
 FORCE = "EDGETWIN_KERNELS"
 """Environment variable: `numpy` runs the references, as if numba could not be loaded."""
 
@@ -115,10 +120,34 @@ def warm() -> list[tuple[str, float]]:
     Returns the kernels' names and seconds each took. Raises nothing for a machine's faults: see `problems`.
     """
     package = Path(__file__).parent
-    for path in sorted(package.rglob("kernels.py")):
+    for path in _kernel_files():
         importlib.import_module(".".join(path.relative_to(package.parent).with_suffix("").parts))
     seal()
+    if kept():
+        with contextlib.suppress(OSError):  # then the next `cold` says so once more
+            (cast(Path, _loader.folder) / WARM).write_text(_sources())
     return list(_loader.timings)
+
+
+def cold() -> bool:
+    """True where the next `warm` would compile every kernel first, and keep them; does not import numba."""
+    folder = cache_folder()
+    if folder is None or os.environ.get(FORCE) or _unwritable(folder):
+        return False
+    try:
+        return (folder / WARM).read_text() != _sources()
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
+def stand_in(why: str) -> None:
+    """From now on this process runs the references, without loading numba; `why` is told among the problems.
+
+    Before the first kernel is imported; after that it changes nothing.
+    """
+    if not _loader.tried:
+        _loader.tried = True
+        _say(why)
 
 
 def kept() -> bool:
@@ -273,6 +302,24 @@ def _settings_digest() -> str:
     for path in sorted(Path(__file__).parent.glob("*/columns.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _kernel_files() -> list[Path]:
+    return sorted(Path(__file__).parent.rglob("kernels.py"))
+
+
+def _sources() -> str:
+    """What numba's cached files are valid for: the interpreter, numba's version, place and age of each kernel file."""
+    try:
+        numba = importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        numba = ""
+    stats = ((path, path.stat()) for path in _kernel_files())
+    lines = [
+        f"{sys.version} numba {numba}",
+        *(f"{path} {one.st_mtime_ns} {one.st_size}" for path, one in stats),
+    ]
+    return "\n".join(lines)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import os
 import shlex
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +42,9 @@ edgetwin try tcp://10.0.0.5:502 --unit 1 --profile eastron-sdm630 --mqtt mqtt://
 
 CONFIG = "try.yaml"
 """In the state folder: the configuration of the last line, for `status`, `read` and SIGHUP."""
+MOST_BESIDE = 2000.0
+"""Values a second for which the agent does not wait for compiled kernels."""
+NICE = 10
 LOOK_EVERY = 0.1
 PATIENCE = 5.0
 """Seconds without a value or a broker after which it is said what is wrong."""
@@ -86,7 +92,8 @@ def main(args: argparse.Namespace) -> int:
         _tell(config, path, saved=args.save is not None)
         level = args.log_level or ("debug" if args.verbose else "warning")
         beside = functools.partial(_beside, seconds=seconds)
-        status = serve(config, hang_up, read_only, level=level, beside=beside)
+        with _kernels_beside(config):
+            status = serve(config, hang_up, read_only, level=level, beside=beside)
     _tell_how_to_keep(args.save)
     return status
 
@@ -217,6 +224,36 @@ def _tell_how_to_keep(saved: str | None) -> None:
         print("to keep it: the same line with --save FILE, then edgetwin run FILE", flush=True)
     else:
         print(f"to go on: edgetwin run {shlex.quote(saved)}", flush=True)
+
+
+@contextlib.contextmanager
+def _kernels_beside(config: Config) -> Iterator[None]:
+    """Where nothing is compiled yet, a process of its own does it, for the next start, and this one goes on without.
+
+    The references take no more time than kernels do for so few tags, and nothing is controlled here.
+    """
+    from agent import kernelcache
+
+    rate = sum(1.0 / tag.every for device in config.devices.values() for tag in device.tags.values())
+    if rate > MOST_BESIDE or not kernelcache.cold():
+        yield
+        return
+    kernelcache.stand_in("the kernels are being compiled for the next start; plain NumPy computes until then")
+    nothing = subprocess.DEVNULL
+    compiler = subprocess.Popen(
+        [sys.executable, "-m", "agent", "warm"],
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        start_new_session=True,  # Ctrl-C is this process's
+    )
+    try:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, compiler.pid, NICE)
+        yield
+    finally:
+        compiler.terminate()
+        compiler.wait()
 
 
 async def _beside(service: Service, stop: asyncio.Event, *, seconds: float | None) -> None:
