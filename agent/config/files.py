@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.config.types import Problem
 
 MOST_BYTES = 32 << 20
+MAY_READ = "the service reads it by its group: chown root:edgetwin and chmod 640; any other user needs sudo"
 
 
 def content(file: str) -> tuple[str, bool] | Problem:
@@ -53,5 +54,5 @@ def _why(file: str, error: OSError) -> tuple[str, str]:
         inside = Path(file) / "config.yaml"
         return "this is a directory", f"did you mean {inside}?" if inside.is_file() else "name a file"
     if error.errno == errno.EACCES:
-        return "this user may not read the file", "run as the user edgetwin, or with sudo"
+        return "this user may not read the file", MAY_READ
     return f"it cannot be read: {(error.strerror or 'unknown error').lower()}", "name a file that can be read"

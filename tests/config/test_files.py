@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -25,6 +26,20 @@ def test_missing_file(tmp_path: Path) -> None:
     assert told(tmp_path / "config.yaml") == [":1:1: there is no such file; name one that is there"]
     inner = tmp_path / "nowhere" / "config.yaml"
     assert told(inner) == [f":1:1: there is no such file; there is no folder {inner.parent} either"]
+
+
+def test_a_file_without_the_right_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.touch(mode=0)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        (said,) = told(path)
+    finally:
+        if root:
+            os.seteuid(0)
+    assert said.startswith(":1:1: this user may not read the file; ")
+    assert "chown root:edgetwin and chmod 640" in said
 
 
 def test_directory(tmp_path: Path) -> None:
