@@ -29,7 +29,7 @@ from agent.modbus.asks import Answer as Answer
 from agent.modbus.asks import ask as ask
 from agent.modbus.crc import crc16
 from agent.modbus.faults import LinkFault
-from agent.modbus.waiting import Waiting
+from agent.modbus.waiting import GivenUp, Waiting
 from agent.runtime.clock import Clock
 from agent.twin.quality import Quality
 
@@ -40,17 +40,7 @@ LATE_KEPT = 256
 NEVER = float("inf")
 SILENCE = 0.05
 """Seconds after a broken RTU reply in which nothing more comes: then nothing more will."""
-LATEST = 10.0
-"""Seconds after which an RTU request that nobody answered is taken for lost, not late."""
 MBAP = struct.Struct(">HHHB")
-
-
-class GivenUp(NamedTuple):
-    """A request that was not answered in time, and may be yet."""
-
-    ask: Ask
-    sent: float
-    ended: float
 
 
 class Judged(NamedTuple):
@@ -213,7 +203,9 @@ class RtuFramer(FramerRTU):
         return 0 <= at <= len(data) - ask.size - 3
 
     def holds(self, data: bytes, ask: Ask) -> bool:
-        """True when a reply to `ask` is in `data`."""
+        """True when a reply to `ask` is in `data`, be it an exception."""
+        if self._find(data, bytes((ask.unit, ask.function | 0x80)), 2) is not None:
+            return True
         return ask.size is not None and self._find(data, bytes((ask.unit,)) + ask.head, ask.size) is not None
 
 
@@ -323,7 +315,15 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             old.ask.unit == ask.unit
             and old.ask.head == ask.head
             and old.ask.size == ask.size
-            and now - old.sent < LATEST
+            and old.awaited(now)
+            for old in self._given_up.values()
+        )
+
+    def owes(self, unit: int, function: int) -> bool:
+        """True when a reply to an earlier request to `unit` with `function` may still come, be it an exception."""
+        now = self.clock.mono()
+        return any(
+            old.ask.unit == unit and old.ask.function == function and old.awaited(now)
             for old in self._given_up.values()
         )
 
@@ -343,7 +343,10 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
 
     def _give_up(self, waiting: Waiting) -> None:
         self._waiting = None
-        self._given_up[waiting.tid] = GivenUp(waiting.ask, waiting.sent, self.clock.mono())
+        now = self.clock.mono()
+        for tid in [tid for tid, old in self._given_up.items() if self._rtu and not old.awaited(now)]:
+            del self._given_up[tid]
+        self._given_up[waiting.tid] = GivenUp(waiting.ask, waiting.sent, now, waiting.behind)
         if len(self._given_up) > LATE_KEPT:
             self._given_up.popitem(last=False)
 
@@ -446,7 +449,10 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
             for tid, old in list(self._given_up.items()):
                 if self.strict.holds(data, old.ask):
                     del self._given_up[tid]
+                    if self._waiting is not None and self._waiting.ask.unit == old.ask.unit:
+                        self._waiting.behind = True
                     self.on_late(old.ask.unit, self.last_byte - old.sent)
+                    break  # it answers one request, the oldest that it fits
             return data
         used = 0
         for start, tid, unit, pdu in mbap_frames(data):

@@ -329,9 +329,9 @@ class Link:
         """Before a request for whose reply a late one could be taken: drains or reopens the line, then asks a probe.
 
         The reply to the probe cannot be mistaken for a late one: it is a shorter read of the same place, else the
-        loopback of the diagnostic function, to which "illegal function" is as good an answer. A unit answers in
-        order: once it has answered the probe, nothing older can come. The new connection, or the silence, is for
-        those that do not keep to that.
+        loopback of the diagnostic function, else another function that is not owed a reply, to which an exception is
+        as good an answer. A unit answers in order: once it has answered the probe, nothing older can come. The new
+        connection, or the silence, is for those that do not keep to that.
         """
         vain = now.asked_in_vain(wanted.unit)
         waited = 0.0 if vain is None else vain.ended - vain.sent
@@ -346,7 +346,11 @@ class Link:
             now = self._now
         if now.clashes(wanted):
             probe = _probe(now, wanted, int(self._clock.mono() * 1000))
-            await now.transact(probe, self._patience(probe, timeout, until))
+            owed = now.owes(wanted.unit, probe.function)
+            answer = await now.transact(probe, self._patience(probe, timeout, until))
+            if owed and answer.exception is not None:  # it may be that of an earlier request
+                probe = _other_probe(now, wanted, int(self._clock.mono() * 1000))
+                await now.transact(probe, self._patience(probe, timeout, until))
             now.forget(wanted.unit)
             await self._quiet(now)
         return now
@@ -377,6 +381,15 @@ def _probe(now: StrictTransactions, wanted: Ask, token: int) -> Ask:
             probe = ask(wanted.unit, wanted.function, wanted.pdu[1:3] + shorter.to_bytes(2, "big"))
             if not now.clashes(probe):
                 return probe
+    return _other_probe(now, wanted, token)
+
+
+def _other_probe(now: StrictTransactions, wanted: Ask, token: int) -> Ask:
+    """The same with a function that is owed no reply; the loopback when all are."""
+    place = wanted.pdu[1:3] if len(wanted.pdu) >= 5 else b"\0\0"
+    for function in sorted(READS) if now.owes(wanted.unit, LOOPBACK) else ():
+        if not now.owes(wanted.unit, function):
+            return ask(wanted.unit, function, place + b"\0\1")
     return ask(wanted.unit, LOOPBACK, b"\0\0" + (token & 0xFFFF).to_bytes(2, "big"))
 
 

@@ -1,14 +1,32 @@
-"""The one request under way on a connection, and what its caller awaits."""
+"""The one request under way on a connection, what its caller awaits, and the requests that were given up."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.modbus.asks import Answer, Ask
 from agent.modbus.faults import LinkFault
+
+LATEST = 10.0
+"""Seconds after which an RTU request that nobody answered is taken for lost, not late."""
+LATEST_BEHIND = 600.0
+"""The same for a unit that answered an older request instead: it lives, and owes the reply until it is asked again."""
+
+
+class GivenUp(NamedTuple):
+    """A request that was not answered in time, and may be yet."""
+
+    ask: Ask
+    sent: float
+    ended: float
+    behind: bool = False  # the unit answered an older request instead
+
+    def awaited(self, now: float) -> bool:
+        """True while its reply may still come on a line without transaction ids."""
+        return now - self.ended < (LATEST_BEHIND if self.behind else LATEST)
 
 
 class Waiting:
@@ -27,6 +45,7 @@ class Waiting:
         "_loop",
         "_outcome",
         "ask",
+        "behind",
         "echo_due",
         "echo_seen",
         "frame",
@@ -69,6 +88,7 @@ class Waiting:
         self.echo_due = echo_due
         self.echo_seen = False
         self.wrong: str | None = None  # what came instead of the right reply
+        self.behind = False  # a reply of its unit to an earlier request came instead
 
     # -- how it ends --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.config.types import Url
+from agent.modbus import waiting
 from agent.modbus.faults import LinkFault
 from agent.modbus.framers import Answer
 from agent.modbus.link import Link
@@ -117,6 +118,50 @@ def test_an_echo_with_noise_before_it_in_one_piece_with_the_reply() -> None:
         assert port.wrong == []
 
     run(test, local_echo=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_unit_that_is_one_reply_behind_for_ever_gives_no_value(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """It refuses the loopback too, and is asked again only when what it owes would pass for lost."""
+
+    async def test(server: FaultServer, port: Port) -> None:
+        held: list[bytes] = []
+
+        async def one_behind(here: Conversation, asked: Asked) -> None:
+            refused = here.frame(asked, bytes((asked.function | 0x80, 1)))
+            held.append(here.good(asked) if asked.function == 3 else refused)
+            if len(held) > 1:
+                await here.send(held.pop(0))
+
+        server.break_next(one_behind, 100)
+        for address in range(100, 300, 10):
+            await port.read(address, count, timeout=TIMEOUT)
+            if address % 50 == 20:
+                await asyncio.sleep(5 * TIMEOUT)
+        assert len(server.asked) > 10
+        assert port.wrong == []
+
+    monkeypatch.setattr(waiting, "LATEST", 4 * TIMEOUT)
+    run(test)
+
+
+def test_a_unit_that_refuses_the_loopback_is_read_again_after_a_late_reply() -> None:
+    async def test(server: FaultServer, port: Port) -> None:
+        async def refuses(here: Conversation, asked: Asked) -> None:
+            refused = here.frame(asked, bytes((asked.function | 0x80, 1)))
+            await here.send(here.good(asked) if asked.function == 3 else refused)
+
+        for address in range(100, 200, 20):
+            server.break_next(ON_RTU["late"])
+            await port.read(address, 1, timeout=TIMEOUT)
+            server.break_next(refuses, 4)
+            assert is_good(await port.read(address + 10, 1))
+            assert is_good(await port.read(address, 1))
+        assert port.wrong == []
+
+    run(test)
 
 
 def test_frames_keep_their_distance() -> None:
