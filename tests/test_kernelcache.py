@@ -404,3 +404,42 @@ def test_warm_says_when_nothing_can_be_kept(place: Path) -> None:
     done = warm(place, EDGETWIN_KERNELS="numpy")
     assert done.returncode == 1
     assert done.stderr.startswith("edgetwin: EDGETWIN_KERNELS=numpy") and len(done.stderr.splitlines()) == 1
+
+
+COLD = """
+import json, sys
+from agent import kernelcache
+before = kernelcache.cold()
+print(json.dumps({"cold": before, "numba": "numba" in sys.modules}))
+"""
+
+
+def test_it_is_cold_until_everything_is_compiled_from_the_files_as_they_are(place: Path) -> None:
+    assert run(place, COLD) == {"cold": True, "numba": False}
+    run(place)  # a kernel of somebody else is no reason to wait for the agent's
+    assert run(place, COLD)["cold"] is True
+    assert warm(place).returncode == 0
+    assert run(place, COLD) == {"cold": False, "numba": False}
+    [marker] = (place / "cache").glob("**/WARM")
+    for change in (lambda: marker.write_text(marker.read_text() + "0"), marker.unlink):
+        change()
+        assert run(place, COLD)["cold"] is True
+
+
+@pytest.mark.parametrize("why", ["numpy", "nowhere"])
+def test_it_is_not_cold_where_compiling_would_be_for_nothing(place: Path, why: str) -> None:
+    if why == "nowhere":
+        (place / "cache").write_text("in the way")
+    assert run(place, COLD, EDGETWIN_KERNELS="numpy" if why == "numpy" else None)["cold"] is False
+
+
+def test_references_stand_in_where_asked(place: Path) -> None:
+    program = PROGRAM.replace(
+        "import cached", "kernelcache.stand_in('they are made meanwhile')\nimport cached"
+    )
+    answer = run(place, program)
+    assert (answer["backend"], answer["chosen"]) == ("numpy", False)
+    assert answer["problems"] == ["they are made meanwhile"]
+    late = PROGRAM.replace("kernelcache.seal()", "kernelcache.stand_in('too late')\nkernelcache.seal()")
+    answer = run(place, late)
+    assert (answer["backend"], answer["chosen"], answer["problems"]) == ("numba", True, [])
