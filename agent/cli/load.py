@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
-from agent.cli.fault import Failure
+from agent.cli.fault import Failure, tell
 from agent.config.load import for_run, load
 from agent.config.types import Config, Problem
 
@@ -29,7 +28,7 @@ def load_for_run(path: str, *, simulated: int | None = None) -> Config:
 def _tell(path: str, problems: Iterable[Problem]) -> None:
     found = list(problems)
     for problem in found:
-        print(problem, file=sys.stderr)
+        tell(problem, priority=3 if problem.severity == "error" else 4)
     errors = sum(problem.severity == "error" for problem in found)
     if errors:
         raise Failure(f"{path}: {errors} error{'s' if errors > 1 else ''}; nothing was started", status=78)

@@ -18,7 +18,7 @@ import sys
 from typing import NoReturn
 
 from agent import __version__
-from agent.cli.fault import Failure
+from agent.cli.fault import Failure, tell
 
 COMMANDS = {
     "demo": "show everything at once: a simulated plant, a broker, the agent, a central side",
@@ -89,13 +89,13 @@ def run(argv: list[str]) -> int:
     """Runs one command; returns its exit status."""
     why = unsupported_platform()
     if why:
-        print(f"edgetwin: {why}", file=sys.stderr)
+        tell(f"edgetwin: {why}")
         return EXIT_FAILED
     args = build_parser(chosen_command(argv)).parse_args(argv)
     try:
         return int(args.main(args))
     except Failure as failure:
-        print(f"edgetwin: {failure}", file=sys.stderr)
+        tell(f"edgetwin: {failure}")
         return failure.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -106,7 +106,7 @@ def run(argv: list[str]) -> int:
         return EXIT_DONE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"edgetwin: {where}{error.strerror or error}", file=sys.stderr)
+        tell(f"edgetwin: {where}{error.strerror or error}")
         return EXIT_FAILED
 
 

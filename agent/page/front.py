@@ -55,6 +55,8 @@ class Front:
         self._started = threading.Event()
         self.port: int | None = None
         """Of the page; None while it is not served."""
+        self.page_error: str | None = None
+        """Why the page is not served though it is asked for."""
         self.socket_error: Exception | None = None
         """Why the control socket is not served: another agent answers on it, or the file cannot be made."""
 
@@ -103,7 +105,8 @@ class Front:
                 if error.errno and error.errno > 0
                 else error.strerror or error
             )
-            log.error("no status page: cannot listen on %s port %d: %s", host, port, why)
+            self.page_error = f"no status page: cannot listen on {host} port {port}: {why}"
+            log.error("%s", self.page_error)
             return None
         self.port = server.sockets[0].getsockname()[1]
         page.port = self.port

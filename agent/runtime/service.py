@@ -219,6 +219,7 @@ class Service:
         hung = self._hung()
         problems += [] if hung is None else [hung]
         problems += kernelcache.problems()
+        problems += [] if self.front.page_error is None else [self.front.page_error]
         for url, line in lines.items():
             if line["state"] == "down":
                 problems.append(f"{url}: no connection")

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from agent.config.load import parse
 from agent.config.types import PageConfig
 from agent.page import http as page_http
 from agent.page import view
 from agent.page.front import Front
 from agent.page.view import Look, Sources, spark
 from agent.runtime.clock import FakeClock
+from agent.runtime.service import Service
 from agent.twin.history import BUCKET
 from agent.twin.records import Event
 from tests.page.harness import Plant, get, plant, raw, serving, stream
@@ -210,8 +212,31 @@ def test_a_taken_port_is_one_plain_line(tmp_path: Path, caplog: pytest.LogCaptur
         with serving(plant(), tmp_path, page=PageConfig("127.0.0.1", port)) as front:
             assert front.port is None
             assert (tmp_path / "edgetwin.sock").is_socket()
+            told = front.page_error
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert lines == [f"no status page: cannot listen on 127.0.0.1 port {port}: address already in use"]
+    assert (
+        lines == [f"no status page: cannot listen on 127.0.0.1 port {port}: address already in use"] == [told]
+    )
+
+
+def test_a_page_that_cannot_be_served_is_a_problem_that_status_lists(tmp_path: Path) -> None:
+    async def problems(page: str) -> Any:
+        loaded = parse(f"gateway: line4\ndevices: {{}}\npage: {page}\n", "config.yaml")
+        assert loaded.config is not None
+        service, stop = Service(loaded.config, state_dir=tmp_path), asyncio.Event()
+        running = asyncio.create_task(service.run(stop))
+        await asyncio.sleep(0)
+        told = service.status()["problems"]
+        stop.set()
+        await running
+        return [one for one in told if "page" in one]
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert asyncio.run(problems(f'{{listen: "127.0.0.1:{port}"}}')) == [
+            f"no status page: cannot listen on 127.0.0.1 port {port}: address already in use"
+        ]
+        assert asyncio.run(problems("off")) == []
 
 
 def test_a_host_that_is_none_is_one_plain_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import queue
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,19 +33,22 @@ except ZeroDivisionError:
 
 
 def run(level: str, *, journal: bool) -> list[str]:
-    """Lines on standard error of a process; with `journal` it finds $JOURNAL_STREAM naming that very pipe."""
+    """Lines on standard error of a process that writes to the log."""
+    return told(["-c", WRITE.format(level=level)], journal=journal)
+
+
+def told(words: list[str], *, journal: bool, status: int = 0) -> list[str]:
+    """Lines on standard error of a Python; with `journal` it finds $JOURNAL_STREAM naming that very pipe."""
     reading, writing = os.pipe()
     environment = {**os.environ, "JOURNAL_STREAM": "1:2"}
     if journal:
         about = os.fstat(writing)
         environment["JOURNAL_STREAM"] = f"{about.st_dev}:{about.st_ino}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITE.format(level=level)], stderr=writing, env=environment
-    )
+    process = subprocess.Popen([sys.executable, *words], stderr=writing, env=environment)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as stream:
         lines = stream.read().splitlines()
-    assert process.wait(60) == 0
+    assert process.wait(60) == status
     return lines
 
 
@@ -60,6 +64,18 @@ def test_under_systemd_lines_carry_priorities_and_no_time() -> None:
     assert lines[5] == "<2>a bug"
     assert lines[6].startswith("<2>Traceback") and lines[-1] == "<2>ZeroDivisionError: division by zero"
     assert all(line.startswith("<2>") for line in lines[5:])
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_keeps_the_agent_from_starting_carries_priorities_too(tmp_path: Path, journal: bool) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("gateway: line4\nlogs: {}\n")
+    error, warning = ("<3>", "<4>") if journal else ("", "")
+    assert told(["-m", "agent", "run", str(path)], journal=journal, status=78) == [
+        f"{warning}{path}:1:1: warning: devices: no devices: nothing is read; add devices:",
+        f"{error}{path}:2:1: logs: this key is not known here; did you mean log?",
+        f"{error}edgetwin: {path}: 1 error; nothing was started",
+    ]
 
 
 def test_elsewhere_lines_carry_the_time() -> None:
