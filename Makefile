@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-lock
 ARGS ?=
+# Most of the suite's time is spent waiting, so more workers than cores.
+WORKERS ?= 4
+TOGETHER := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo try test soak test-arm64 bench-peers lint types check lock wheelhouse clean
+.PHONY: demo try test soak test-arm64 test-systemd bench-peers lint types check lock wheelhouse clean
 
 demo: $(STAMP)
 	$(BIN)/edgetwin demo $(ARGS)
@@ -15,8 +18,9 @@ demo: $(STAMP)
 try: $(STAMP)
 	$(BIN)/edgetwin try $(ARGS)
 
+# Files side by side; where ARGS names some of them, one after another in one process.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(findstring tests/,$(ARGS)),,$(TOGETHER)) $(ARGS)
 
 # The tests of outages and random faults in their long form, then half an hour of memory, files and disk.
 soak: $(STAMP)
@@ -25,6 +29,10 @@ soak: $(STAMP)
 # Kernels, codec and a replay on an emulated arm64 (root, debootstrap, qemu-user-static, a Debian mirror); see the script.
 test-arm64: $(STAMP)
 	tests/arm64/run.sh $(ARGS)
+
+# The installer and the unit under a systemd that lives (root, debootstrap, systemd-container, a Debian mirror).
+test-systemd: $(STAMP)
+	tests/systemd/live.sh $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Skips are listed here; on a machine with apt, where all that a test needs can be had, another one fails the run."""
+"""Skips are listed here; on a machine with apt, where all that a test needs can be had, another one fails the run.
+
+With workers (pytest -n) the hooks about reports see all of them in the process that hands the tests out.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,15 @@ if os.environ.get("CI"):
 LISTED_SKIPS: Mapping[str, str] = {}
 """Start of a test's node id -> why it may be skipped even on a machine with apt."""
 
+LONGEST = ("tests/e2e/test_chaos.py",)
+"""Files that wait for real time the longest, so that with workers the run does not end with one of them alone."""
+
 _unlisted: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: order for order, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(LONGEST)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
