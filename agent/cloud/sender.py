@@ -64,8 +64,9 @@ class Sender:
     _rest_until: float = 0.0
 
     def connected(self) -> None:
-        """A new connection: refusals are told anew."""
+        """A new connection: refusals are told anew, and what waited leaves oldest first."""
         self._told.clear()
+        self.store.line_up()
         if self._was_away:
             self._rest_until = self.mono() + REST
 

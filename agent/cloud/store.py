@@ -98,6 +98,11 @@ class Store:
                 if not one.on_disk:
                     self.outbox.lost(*key, "memory")
 
+    def line_up(self, devices: Collection[str] | None = None) -> None:
+        """Puts what is to be sent again behind the older ones on disk, so that all of it leaves oldest first."""
+        if self.outbox.waiting > sum(one.on_disk for one in self.memory.values()):
+            self.spill(devices)
+
     def _keep_late(self, now: float) -> None:
         """Puts on disk what should have been acknowledged by now; it stays in memory as well."""
         late = now - KEPT_AFTER * self.config.batch
@@ -224,6 +229,7 @@ class Store:
             del self._held[device]
         if over:
             self.flush_acks(now)
+            self.line_up(over)
             self._from_the_oldest()
 
     def flush_acks(self, now: float) -> None:

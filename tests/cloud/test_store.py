@@ -71,3 +71,40 @@ def test_a_batch_of_an_outage_that_is_closed_as_the_link_comes_back_is_kept_at_o
     memory.tick(100.0, offline_for=0.0)
     assert waiting(memory.outbox) == [1]
     assert sent(memory).live
+
+
+def test_what_waited_in_memory_leaves_after_what_lies_on_disk(tmp_path: Path) -> None:
+    """As after a start during an outage: the process before left batches, and the link comes before the first spill."""
+    memory = store(tmp_path)
+    assert memory.outbox.spill([batch(memory.outbox), batch(memory.outbox)])
+    memory.add([batch(memory.outbox)], online=False, since=0.0)
+    memory.line_up()
+    memory.add([batch(memory.outbox)], online=True, since=1.0)
+    assert sent(memory).batch.seq == 4, "live data does not wait for it"
+    assert memory.next_memory() is None
+    on_disk = [memory.next_disk(1.0) for _ in range(4)]
+    assert [one.seq for one in on_disk if one is not None] == [1, 2, 3]
+
+
+def test_nothing_is_written_as_the_link_comes_back_where_nothing_lies_on_disk(tmp_path: Path) -> None:
+    memory = store(tmp_path)
+    memory.add([batch(memory.outbox)], online=False, since=0.0)
+    memory.line_up()
+    assert memory.outbox.waiting == 0
+    memory.tick(LATE, offline_for=0.0)  # kept, and sent from memory all the same
+    memory.line_up()
+    assert sent(memory).batch.seq == 1
+
+
+def test_what_was_held_leaves_oldest_first_when_the_broker_takes_it_again(tmp_path: Path) -> None:
+    memory = store(tmp_path)
+    memory.add([batch(memory.outbox)], online=True, since=0.0)
+    sent(memory)
+    memory.hold(("a", 1), until=60.0)
+    memory.tick(30.0, offline_for=0.0)
+    assert waiting(memory.outbox) == [1]
+    memory.add([batch(memory.outbox)], online=True, since=59.0)
+    memory.tick(60.0, offline_for=0.0)
+    assert memory.next_memory() is None
+    on_disk = [memory.next_disk(60.0) for _ in range(3)]
+    assert [one.seq for one in on_disk if one is not None] == [1, 2]
