@@ -32,7 +32,7 @@ from modpoll import Modpoll, Modpoll2mqtt  # noqa: E402
 from neighbours import dead_host, hole, silent_unit  # noqa: E402
 from nodered import NodeRed  # noqa: E402
 from outages import broker_down, broker_late, frozen, gone, killed  # noqa: E402
-from peer import Device, Job, Peer, Unavailable  # noqa: E402
+from peer import Device, Installed, Job, Peer, Unavailable  # noqa: E402
 from rig import rig  # noqa: E402
 from table import table  # noqa: E402
 from thingsboard import Thingsboard  # noqa: E402
@@ -66,7 +66,7 @@ PEERS: dict[str, type[Peer]] = {
 }
 INSTALL = "install"
 FROM_NOTHING = "from nothing to the first value: s to install + s to start; commands; files to write"
-FIRST_WITHIN = 300.0
+FIRST_WITHIN = 600.0
 SECONDS, QUICK = 60.0, 10.0
 QUICK_PEERS = ["edgetwin", "modpoll", "collectd"]
 QUICK_SCENARIOS = ["small", "large", "silent_unit", "hole", "broker_down"]
@@ -79,9 +79,8 @@ def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
         peer.folder.mkdir(parents=True, exist_ok=True)
         say(key, INSTALL)
         done = peer.install()
-        first = first_value(peer, peer.folder / "first")
         rows = {
-            FROM_NOTHING: f"{done.seconds:.0f} + {first}; {done.commands + 1}; {peer.files}",
+            FROM_NOTHING: from_nothing(peer, done, peer.folder / "first"),
             "installed, MB": f"{done.size / 1e6:.0f}",
         }
         kept.write_text(json.dumps(rows), encoding="utf-8")
@@ -90,15 +89,26 @@ def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
     return rows
 
 
-def first_value(peer: Peer, folder: Path) -> str:
-    """Seconds from its first start ever to its first value of 50 tags."""
+def from_nothing(peer: Peer, done: Installed, folder: Path) -> str:
+    """To the first value ever, of 50 tags: by the one command that does all of it, where a tool has one."""
     shutil.rmtree(folder, ignore_errors=True)
     with rig(peer, folder) as bench:
-        bench.run(Job((Device("d1", bench.plc.port, 1, range(50)),), bench.port))
+        job = Job((Device("d1", bench.plc.port, 1, range(50)),), bench.port)
+        one = peer.one_command(folder, job)
+        install, commands, files = done.seconds, done.commands + 1, peer.files
+        begin = time.time()
+        if one is None:
+            bench.run(job)
+        else:
+            bench.start(one[0])
         try:
-            return f"{bench.settle(FIRST_WITHIN):.1f}"
+            start = bench.settle(FIRST_WITHIN)
         except TimeoutError as error:
             return str(error)
+        if one is not None:
+            install, commands, files = one[1].stat().st_mtime - begin, 1, 0
+            start -= install
+        return f"{install:.0f} + {start:.1f}; {commands}; {files}"
 
 
 def measured(scenario: Scenario, peer: Peer, folder: Path, seconds: float) -> dict[str, str] | str:

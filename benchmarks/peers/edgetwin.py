@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -69,6 +70,22 @@ class Edgetwin(PythonPeer):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._cache.mkdir(exist_ok=True)
         return Command(self.command("run", str(path)).argv, {"CACHE_DIRECTORY": str(self._cache)})
+
+    def one_command(self, folder: Path, job: Job) -> tuple[Command, Path]:
+        """`make try` in a copy of what this checkout has under version control; no kernel is compiled yet."""
+        clone = folder / "clone"
+        for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
+            if name and (ROOT / name).is_file():
+                (clone / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, clone / name)
+        device = job.device
+        last = device.registers[-1]
+        words = f"tcp://127.0.0.1:{device.port} --unit {device.unit} --device {device.name}"
+        words += f" --tag 'r: holding {device.registers[0]}-{last}' --mqtt mqtt://127.0.0.1:{job.broker}"
+        words += f" --gateway {ID} --page off"  # other agents of this machine may have the name and the port
+        argv = ("make", "-C", str(clone), "try", f"PYTHON={sys.executable}", f"ARGS={words}")
+        places = {"CACHE_DIRECTORY": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "home")}
+        return Command(argv, places), clone / ".venv" / ".made-from-lock"
 
     @property
     def _cache(self) -> Path:

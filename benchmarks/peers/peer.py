@@ -111,6 +111,13 @@ class Peer(ABC):
     def configure(self, folder: Path, job: Job) -> Command:
         """Writes its files into the folder; what to run then, with the folder as working directory."""
 
+    def one_command(self, folder: Path, job: Job) -> tuple[Command, Path] | None:
+        """One command from nothing to the values of the job, and the file that is there once it has installed.
+
+        None where installing and running are commands of their own: `install`, and `configure` for the last one.
+        """
+        return None
+
     @abstractmethod
     def values(self, topic: str, body: bytes) -> Iterator[Published]:
         """What a message says of tags; nothing for a message of another kind."""

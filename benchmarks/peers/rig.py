@@ -185,7 +185,10 @@ class Rig:
         self.link = None
 
     def run(self, job: Job) -> Process:
-        self.process = Process(self.peer.configure(self.folder, job), self.folder)
+        return self.start(self.peer.configure(self.folder, job))
+
+    def start(self, command: Command) -> Process:
+        self.process = Process(command, self.folder)
         self.process.start()
         return self.process
 
