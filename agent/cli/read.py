@@ -146,7 +146,8 @@ def _as_text(config: Config, body: dict[str, Any], orders: bool) -> list[str]:
     for name, device in body["devices"].items():
         where = config.devices[name]
         state = "ok" if device["ok"] else device["error"]
-        lines.append(f"{name}  {where.url.text} unit {where.unit}: {state}")
+        said = state.removeprefix(f"{where.url.text}: ")
+        lines.append(f"{name}  {where.url.text} unit {where.unit}: {said}")
         for request in device["requests"]:
             rtt = "-" if request["rtt_ms"] is None else f"{request['rtt_ms']:.1f} ms"
             fault = f", exception {request['exception']}" if request["exception"] else ""

@@ -209,6 +209,9 @@ class RtuFramer(FramerRTU):
         return ask.size is not None and self._find(data, bytes((ask.unit,)) + ask.head, ask.size) is not None
 
 
+RTU = RtuFramer()
+
+
 def crcis_right(frame: bytes) -> bool:
     """True when the last two bytes are the CRC of the bytes before them: then the whole has none left over."""
     return crc16(frame) == 0
@@ -362,6 +365,8 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
         """What the bytes are that came instead of any frame, or None."""
         if isinstance(self.strict, RtuFramer) and self.strict.is_broken(self._buffer, ask):
             return "a reply with a wrong CRC"
+        if not self._rtu and RTU.holds(self._buffer, ask):
+            return "a reply in RTU framing, as devices at a url rtu+tcp:// do"
         return f"{len(self._buffer)} bytes that are no reply" if self._buffer else None
 
     # -- receiving ----------------------------------------------------------------------------------------------

@@ -427,6 +427,8 @@ def _port_reason(path: str, error: OSError) -> str:
             f"there is no such serial port; there {'are: ' + ', '.join(there) if there else 'is none at all'}"
         )
     words = str(error)
+    if not Path(path).is_char_device() or "Inappropriate ioctl" in words:
+        return "this is no serial port"
     if isinstance(error, PermissionError) or "Permission denied" in words:
         return "no permission for this port; its group is mostly dialout"
     if "lock" in words or "exclusive" in words or "Resource temporarily unavailable" in words:

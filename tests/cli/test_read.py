@@ -65,3 +65,14 @@ def test_what_a_device_sends_as_text_cannot_move_the_cursor(
     said = capsys.readouterr().out
     assert "name   AB\\x1b\\n  [good]  0x4142 0x1B0A" in said
     assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_device_that_is_not_there_is_told_with_its_url_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path, port=port))
+    assert run(["read", str(path)]) == 1
+    assert capsys.readouterr().out.startswith(f"d  tcp://127.0.0.1:{port} unit 1: connection refused\n")

@@ -18,7 +18,7 @@ from agent.modbus.link import Link
 from agent.runtime.clock import SystemClock
 from agent.twin.quality import Quality
 from tests.modbus.faults import BOTH, COSTS_NOTHING, ON_RTU, ON_TCP
-from tests.modbus.faultserver import Asked, Conversation, Fault, FaultServer, bits, registers
+from tests.modbus.faultserver import Asked, Conversation, Fault, FaultServer, bits, crc, registers
 
 TIMEOUT = 0.06
 """For requests that are not to be answered, in seconds; others get LONG, which no load of the machine exhausts."""
@@ -233,6 +233,13 @@ def test_what_came_instead_is_said() -> None:
         assert "unit 9 instead of 1" in str(await caller.read(10, 2, timeout=TIMEOUT))
         server.break_next(BOTH["short"])
         assert "2 data bytes instead of 4" in str(await caller.read(10, 2, timeout=TIMEOUT))
+
+        async def as_on_a_serial_line(here: Conversation, asked: Asked) -> None:
+            body = bytes((asked.unit,)) + asked.answer()
+            await here.send(body + crc(body))
+
+        server.break_next(as_on_a_serial_line)
+        assert "it sent a reply in RTU framing" in str(await caller.read(10, 2, timeout=TIMEOUT))
 
     run(test, "tcp")
 

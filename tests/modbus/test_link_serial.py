@@ -209,6 +209,15 @@ def test_a_missing_port_is_told_with_those_that_are_there() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("path", ["/dev", "/dev/null", "/etc/passwd"])
+def test_what_is_no_port_is_told(path: str) -> None:
+    async def test(server: FaultServer, port: Port) -> None:
+        with pytest.raises(LinkFault, match=f"rtu://{path}: this is no serial port$"):
+            await Port(path).link.connect(2.0)
+
+    run(test)
+
+
 def test_a_port_that_another_program_holds_is_told() -> None:
     async def test(server: FaultServer, port: Port) -> None:
         await port.link.connect(2.0)
