@@ -188,6 +188,11 @@ class FaultServer:
             job.cancel()
         await asyncio.sleep(0)
 
+    async def idle(self) -> None:
+        """Returns once every request that came is answered, and what its fault does afterwards is done."""
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
     def break_next(self, fault: Fault, times: int = 1) -> None:
         """The next `times` requests meet `fault`."""
         self.fault, self.faults_left = fault, times
