@@ -20,8 +20,25 @@ if os.environ.get("CI"):
 LISTED_SKIPS: Mapping[str, str] = {}
 """Start of a test's node id -> why it may be skipped even on a machine with apt."""
 
-LONGEST = ("tests/e2e/test_chaos.py",)
-"""Files that wait for real time the longest, so that with workers the run does not end with one of them alone."""
+LONGEST = (
+    "tests/test_kernelcache.py",
+    "tests/test_install.py",
+    "tests/e2e/test_chaos.py",
+    "tests/control/test_identify.py",
+    "tests/e2e/test_tune.py",
+    "tests/config/test_files.py",
+    "tests/cloud/test_worker.py",
+    "tests/e2e/test_outages.py",
+    "tests/runtime/test_log_volume.py",
+    "tests/demo/test_demo.py",
+    "tests/modbus/test_fuzz.py",
+    "tests/e2e/test_books.py",
+    "tests/predict/test_watching.py",
+    "tests/predict/test_predictor.py",
+    "tests/docs/test_troubleshooting.py",
+    "tests/modbus/test_link.py",
+)
+"""Files that take the longest, in this order, so that with workers the run does not end with one of them alone."""
 
 _unlisted: list[str] = []
 
