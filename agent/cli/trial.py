@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     from agent.cli.run import HangUp, serve, take
 
     hang_up = HangUp()
-    line, seconds = _line(args), _seconds(args.seconds)
+    line, seconds = line_of(args), _seconds(args.seconds)
     path = Path(line.state_dir) / CONFIG if args.save is None else Path(args.save).absolute()
     text, config = _checked(line, path, named=args.gateway is not None)
     if args.save is not None and path.exists():
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
     return status
 
 
-def _line(args: argparse.Namespace) -> OneLine:
+def line_of(args: argparse.Namespace) -> OneLine:
     """What was typed, with the names that it leaves out, and with paths that hold from any folder."""
     if args.mqtt is None:
         raise Failure("--mqtt is missing: give the broker's URL, as --mqtt mqtt://HOST", status=2)

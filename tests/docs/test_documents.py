@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import trial
 from agent.cli.main import build_parser, chosen_command
-from agent.config.load import load
+from agent.config import oneline
+from agent.config.load import load, parse
 from tests.docs.documents import DOCS, FENCE
 
 ROOT = DOCS.parent
@@ -49,6 +51,21 @@ def commands() -> Iterator[tuple[str, str]]:
         for line in itertools.chain(*fenced, quoted):
             if line.strip().startswith("edgetwin ") and "…" not in line:
                 yield path.name, line.strip()
+
+
+def trials() -> Iterator[tuple[str, str]]:
+    """The lines of `edgetwin try` and `make try`, as words for the command."""
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        yield from ((path.name, words) for words in re.findall(r'^make try ARGS="(.+)"$', text, re.MULTILINE))
+        yield from ((path.name, words) for words in re.findall(r"^edgetwin try (.+)$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("document", "words"), sorted(set(trials())))
+def test_trials_are_configurations_without_a_mistake(document: str, words: str) -> None:
+    args = build_parser("try").parse_args(["try", *shlex.split(words, comments=True), "--gateway", "line4"])
+    loaded = parse(oneline.text(trial.line_of(args)), document)
+    assert loaded.config is not None and loaded.problems == []
 
 
 @pytest.mark.parametrize(("document", "line"), sorted(set(commands())))
