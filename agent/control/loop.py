@@ -8,6 +8,7 @@ never in a guess.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -70,6 +71,7 @@ class Loop:
         self._controller = controller_for(config, self._period)
         self._feed_forward = FeedForward()
         self._gave_way = False
+        self._by_hand: str | None = None
         self._fail_write: float | None = None
         self._fail_sent = False
         self._retry_at = -math.inf
@@ -278,6 +280,7 @@ class Loop:
     def _fail(self, now: float, reason: str) -> Step:
         self.failed, self.engaged, self.limited, self.reason = True, False, False, reason
         self._gave_way = reason == GAVE_WAY
+        self._by_hand = reason if self.config.fail.resume is None else None
         self._good = 0
         to = self.config.fail.to
         what = {"hold": "the output is held", "release": "the output is left to the PLC"}.get(
@@ -319,7 +322,7 @@ class Loop:
 
     def _leave_fail(self, now: float) -> Event:
         self.failed = self._gave_way = self._fail_sent = False
-        self._fail_write, self._output.mismatches = None, 0
+        self._fail_write, self._by_hand, self._output.mismatches = None, None, 0
         self._waiting_since = math.nan
         self.reason = STARTING if self.mode == "auto" else None
         return self._event("loop_fail", "alarm", "cleared", "good again", now)
@@ -373,6 +376,7 @@ class Loop:
             self.setpoint.target = config.setpoint
         before = self.config
         self.config = config
+        self.__dict__.pop("_digest", None)
         self._controller = retuned(self._controller, config, self._period)
         if config.feed_forward != before.feed_forward:
             self._controller.absorb(-self._feed_forward.value)
@@ -443,16 +447,26 @@ class Loop:
         )
 
     def save(self) -> dict[str, Any]:
-        """A setpoint that was set from outside outlives a restart; the mode is the configuration's."""
-        target = self.setpoint.target
-        return {"config": self._digest(), "setpoint": None if math.isnan(target) else target}
+        """What outlives a restart: a setpoint that was set from outside, and that a fail waits for a hand.
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Takes what `save` gave, where the loop's configuration is still the same."""
-        setpoint = saved.get("setpoint")
-        if saved.get("config") == self._digest() and isinstance(setpoint, int | float):
+        The mode is the configuration's.
+        """
+        target = None if isinstance(self.config.setpoint, tuple) else self.setpoint.target
+        return {"config": self._digest, "setpoint": target, "by_hand": self._by_hand}
+
+    def restore(self, saved: Mapping[str, Any], now: float) -> None:
+        """Takes what `save` gave, where the loop's configuration is still the same. Before the first sample."""
+        if saved.get("config") != self._digest:
+            return
+        setpoint, reason = saved.get("setpoint"), saved.get("by_hand")
+        if isinstance(setpoint, int | float):
             self.set_setpoint(float(setpoint))
+        if isinstance(reason, str) and self.mode == "auto" and self.config.fail.resume is None:
+            self.failed, self.reason, self._by_hand = True, reason, reason
+            text = f"{reason}; still in fail after a restart, until it is put into a mode by hand"
+            self._notes.append(self._event("loop_fail", "alarm", "raised", text, now))
 
+    @functools.cached_property
     def _digest(self) -> str:
         """Of the configuration; the order of a set differs from process to process, so it is sorted."""
         plain = dataclasses.replace(self.config, remote=frozenset())

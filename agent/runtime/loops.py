@@ -94,13 +94,15 @@ class Loops:
         forecast: Ahead,
         clock: Clock,
         on_event: Callable[[Event], None],
+        on_change: Callable[[dict[str, Any]], None] = lambda kept: None,
     ) -> None:
+        """on_change: told at a tick what `save` gives now, when it is something else than before."""
         self._config = config
         self._twin = twin
         self._write = write
         self._forecast = forecast
         self._clock = clock
-        self._on_event = on_event
+        self._on_event, self._on_change = on_event, on_change
         self._runners = {name: self._make(loop) for name, loop in config.loops.items()}
         self.ticked = clock.mono()
         """Monotonic time of the last tick."""
@@ -108,6 +110,7 @@ class Loops:
         self.foretelling = Foretelling(clock)
         self._comparisons = Comparisons(self.foretelling, clock, on_event)
         self._index()
+        self._kept = self.save()
 
     def _index(self) -> None:
         self._of_device: dict[str, list[_Runner]] = {}
@@ -173,6 +176,9 @@ class Loops:
             self._carry_out(runner, runner.loop.on_tick(now), now)
         self.experiments.on_tick()
         self._comparisons.on_tick()
+        if (kept := self.save()) != self._kept:
+            self._kept = kept
+            self._on_change(kept)
 
     def fault(self) -> None:
         """A fault of the program: every running loop goes to its fail value first."""
@@ -318,7 +324,8 @@ class Loops:
     def restore(self, saved: Mapping[str, Any]) -> None:
         for name, one in saved.items():
             if name in self._runners and isinstance(one, dict):
-                self._runners[name].loop.restore(one)
+                self._runners[name].loop.restore(one, self._clock.mono())
+        self._kept = self.save()
 
     # -- inside -------------------------------------------------------------------------------------------------
 

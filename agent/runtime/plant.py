@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -69,6 +70,7 @@ class Plant:
         self._later = later
         self._ended = dict.fromkeys(config.devices, clock.mono())  # device -> when a scan of it ended last
         self._state_dir = state_dir
+        self._saving = threading.Lock()
         self._clock = clock
         self._sink = sink
         self._on_event = on_event
@@ -88,6 +90,7 @@ class Plant:
             forecast=self._ahead,
             clock=clock,
             on_event=on_event,
+            on_change=self._on_loops,
         )
         self.loops.restore(state.load_json(state_dir, state.LOOPS))
         self.pipeline = self._make_pipeline()
@@ -162,6 +165,15 @@ class Plant:
         self.learnt[device] = learnt
         content = state.dump_learnt(self._placed(), self.learnt)
         asyncio.get_running_loop().run_in_executor(None, self._save_json, state.LEARNT, content)
+
+    def _on_loops(self, kept: dict[str, Any]) -> None:
+        """Kept at once, by a thread: what a person set must outlive a kill."""
+        self._kept_loops = kept
+        asyncio.get_running_loop().run_in_executor(None, self._save_loops)
+
+    def _save_loops(self) -> None:
+        with self._saving:  # two threads could end in another order than they began
+            self._save_json(state.LOOPS, self._kept_loops)
 
     def _ahead(self, key: Key) -> Any:
         slot = self.slots.get(key)

@@ -123,6 +123,30 @@ def test_by_hand_means_that_it_stays(name: str) -> None:
     assert bench.mode == "auto" and bench.loop.engaged
 
 
+@pytest.mark.parametrize("orderly", [False, True])
+def test_a_restart_is_no_hand(orderly: bool) -> None:
+    """The process may end in any way: a fail that waits for a person waits for one after it too."""
+    first = at_work(WAYS["pv not good"], fail=failing(7.0, resume=None))
+    assert first.loop.save()["by_hand"] is None
+    first.good = False
+    first.scan(3)
+    if orderly:
+        first.take(first.loop.stop(first.now))
+    again = bench_for({"fail": failing(7.0, resume=None), "heartbeat": beating()})
+    again.loop.restore(first.loop.save(), again.now)
+    assert again.mode == "auto", "another configuration is a person's"
+    again = bench_for({"fail": failing(7.0, resume=None)})
+    again.loop.restore(first.loop.save(), again.now)
+    again.scan(30)
+    assert (again.mode, again.writes) == ("fail", [])
+    assert again.names() == [("loop_fail_oven", "raised")]
+    assert "PV not good; still in fail after a restart" in again.events[0].text
+    again.take(again.loop.set_mode(again.now, "auto")[1])
+    again.scan(4)
+    assert (again.mode, again.loop.engaged, again.loop.save()["by_hand"]) == ("auto", True, None)
+    assert again.names()[-1] == ("loop_fail_oven", "cleared")
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
 def test_resume_counts_good_scans_in_a_row(count: int) -> None:
     bench = running(fail=failing("hold", resume=count))

@@ -203,13 +203,13 @@ def test_a_setpoint_survives_a_restart_while_the_configuration_is_the_same() -> 
     made.loop.set_setpoint(77.0)
     saved = made.loop.save()
     same = Loop(config(remote=frozenset({"setpoint", "mode"})), pv_period=1.0)
-    same.restore(saved)
+    same.restore(saved, 0.0)
     assert same.view().sp == 77.0
     other = Loop(config(setpoint=51.0), pv_period=1.0)
-    other.restore(saved)
+    other.restore(saved, 0.0)
     assert other.view().sp == 51.0
     outside = Loop(config(), pv_period=1.0)
-    outside.restore({"config": saved["config"], "setpoint": "77"})
+    outside.restore({"config": saved["config"], "setpoint": "77"}, 0.0)
     assert outside.view().sp == 50.0
 
 

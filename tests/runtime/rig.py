@@ -67,6 +67,7 @@ class Rig:
     clock: FakeClock = field(default_factory=FakeClock)
     events: list[Event] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
     slow: bool = False
     ahead: Any = None
 
@@ -80,6 +81,7 @@ class Rig:
             forecast=lambda _: self.ahead,
             clock=self.clock,
             on_event=self.events.append,
+            on_change=self.kept.append,
         )
 
     async def write(

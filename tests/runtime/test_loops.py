@@ -186,6 +186,21 @@ def test_a_setpoint_goes_over_a_restart() -> None:
     assert changed.loops.views()["oven"].sp == 50.0
 
 
+def test_what_outlives_a_restart_is_kept_when_it_changes_and_only_then() -> None:
+    async def story(rig: Rig) -> None:
+        await rig.scan(4)
+        await rig.tick(0.1, 3)
+        assert rig.kept == []
+        assert rig.loops.ask("oven", mode=None, setpoint=61.0, remote=False).ok
+        await rig.tick(0.1, 3)
+        assert [one["oven"]["setpoint"] for one in rig.kept] == [61.0]
+        await rig.scan(3, good=False)
+        await rig.tick(0.1)
+        assert rig.mode == "fail" and [one["oven"]["by_hand"] for one in rig.kept] == [None, "PV not good"]
+
+    play(story, configuration(fail=Fail(resume=None)))
+
+
 def test_a_restarted_device_sends_its_loops_to_the_door() -> None:
     async def story(rig: Rig) -> None:
         await rig.scan(4)
