@@ -54,9 +54,16 @@ def unsupported_platform() -> str | None:
     return None
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells wrong usage in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The parser with the options of one command; the others are only named, so that nothing is imported for them."""
-    parser = argparse.ArgumentParser(prog="edgetwin", description="Edge agent: Modbus, digital twins, MQTT.")
+    parser = Parser(prog="edgetwin", description="Edge agent: Modbus, digital twins, MQTT.")
     parser.add_argument("--version", action="version", version=f"edgetwin {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():

@@ -99,6 +99,7 @@ async def _direct(config: Config, key: Key, value: Plain) -> Outcome:
     from agent.runtime.poll import poll_keys
     from agent.runtime.writer import Writer
     from agent.twin.layout import build_layout
+    from agent.twin.quality import WORDS
     from agent.twin.table import Twin
 
     clock = SystemClock()
@@ -108,6 +109,12 @@ async def _direct(config: Config, key: Key, value: Plain) -> Outcome:
         source = config.tag(key).scale_from
         if source is not None:
             polled = await poll_keys(config, line_of, [(key[0], source)], deadline=deadline)
-            twin.plain[twin.layout.row[(key[0], source)]] = polled.values[(key[0], source)].plain
+            power = polled.values[(key[0], source)]
+            if power.plain is None:
+                why = polled.devices[key[0]].error or WORDS[power.quality]
+                return Outcome(
+                    False, error=f"{'/'.join(key)}: its power of ten ({source}) was not read: {why}"
+                )
+            twin.plain[twin.layout.row[(key[0], source)]] = power.plain
         writer = Writer(config, twin, line_of, clock, lambda event: None)
         return await writer.write(key, value, source="socket", deadline=deadline)

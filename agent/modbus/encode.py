@@ -118,7 +118,7 @@ def _words(tag: Tag, value: Plain, power: int | None) -> tuple[int, ...]:
     steps = _nearest(raw, lambda step: low <= step * tag.scale.scaleb(power or 0) + tag.offset <= high)
     if tag.type in BCD_DIGITS:
         digits = BCD_DIGITS[tag.type]
-        _inside(steps, 0, 10**digits - 1, f"a {tag.type} holds raw values")
+        _inside(steps, 0, 10**digits - 1, f"{tag.type} holds raw values")
         return _ordered(tag, bytes.fromhex(f"{steps:0{digits}d}"))
     return _ordered(tag, _integer_bytes(tag, steps))
 
@@ -134,7 +134,7 @@ def _integer_bytes(tag: Tag, steps: int) -> bytes:
     size = 2 * WIDTHS[tag.type]
     signed = tag.type.startswith("int")
     low, high = (-(1 << 8 * size - 1), (1 << 8 * size - 1) - 1) if signed else (0, (1 << 8 * size) - 1)
-    _inside(steps, low, high, f"a {tag.type} holds raw values")
+    _inside(steps, low, high, f"{tag.type} holds raw values")
     pattern = steps % (1 << 8 * size)
     if pattern in {raw % (1 << 8 * size) for raw in tag.missing}:
         raise EncodeProblem("that raw value means 'not available' to the device")

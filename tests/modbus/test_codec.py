@@ -277,7 +277,7 @@ def test_encode_bits(what: Tag, value: object, address: int, and_mask: int, or_m
             101,
             "101 is out of range; allowed are values from 0 to 100",
         ),
-        (tag("uint16", write=Write()), 70000, "a uint16 holds raw values from 0 to 65535"),
+        (tag("uint16", write=Write()), 70000, "out of range; uint16 holds raw values from 0 to 65535"),
         (tag("uint16", write=Write()), -1, "out of range"),
         (tag("uint16", write=Write()), math.nan, "finite"),
         (tag("uint16", write=Write()), "abc", "'abc' is no number"),

@@ -387,7 +387,8 @@ def test_wrong_usage_is_told(words: list[str], says: str, capsys: pytest.Capture
     with pytest.raises(SystemExit) as ended:
         run(words)
     assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 def test_a_missing_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
