@@ -318,7 +318,7 @@ CONTROLLER = _section(
 MODEL = _section(
     {
         "k": _key(Number(), "1", "gain, pv per output; integrating: per second too"),
-        "t1": _key(COUNTING, "1s", "time constant"),
+        "t1": _key(WAITING, "1s", "time constant; 0s where it is integrating"),
         "t2": _key(WAITING, "0s", "second time constant"),
         "delay": _key(WAITING, "0s", "dead time"),
         "bias": _key(Number(), "0", "pv at output 0; integrating: the output at rest"),

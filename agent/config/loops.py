@@ -118,6 +118,7 @@ class _Loop:
         fail = self._fail(limits)
         feed_forward = self._feed_forward()
         interlock = self._interlock()
+        controller, model = self._controller(), self._model()
         if out is not None:
             self.written["out"] = out[0]
             self._check_output(out, heartbeat)
@@ -139,8 +140,8 @@ class _Loop:
             setpoint=setpoint,
             limits=limits,
             every=block.get("every", pv[1].every),
-            controller=self._controller(),
-            model=self._model(),
+            controller=controller,
+            model=model,
             feed_forward=feed_forward,
             fail=fail,
             heartbeat=heartbeat,
@@ -166,11 +167,16 @@ class _Loop:
             return None
         model = ModelConfig(**given)
         path = f"{given.path}.k"
-        if "k" in given and (model.k > 0.0) != (self.block.get("action", "reverse") == "reverse"):
+        wants = self.block.get("action", "reverse") == "reverse"
+        if "k" in given and "action" not in self.block.bad and (model.k > 0.0) != wants:
             action = "direct" if model.k > 0.0 else "reverse"
             other = "reverse" if model.k > 0.0 else "direct"
             what = f"a gain of {model.k:g} does not go with action {action}"
             self.found.add(given.at["k"], path, what, f"write action: {other}, or mend the sign")
+        if model.t1 == 0.0 and not model.integrating and "integrating" not in given.bad:
+            what, hint = "0s is no time at all for a process that settles", "write more than 0s"
+            self.found.add(given.at["t1"], f"{given.path}.t1", what, hint)
+            model = replace(model, t1=1.0)
         if model.damping < 1.0 and (model.integrating or model.t2 > 0.0):
             key = "integrating" if model.integrating else "t2"
             what = f"with a damping of {model.damping:g} a model has neither t2 nor an integrator"

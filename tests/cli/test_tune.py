@@ -121,6 +121,21 @@ def test_a_swing_is_told_with_its_damping_and_written(
     assert (model.damping, model.t2) == (found["model"]["damping"], 0.0)
 
 
+def test_a_process_that_integrates_is_written_and_foretold(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no t1, and is printed with 0s: that is what the configuration takes then."""
+    data = write_csv(tmp_path / "h.csv", recorded(PLANTS["integrating"], "random"))
+    assert run(["tune", str(config), "heat", str(data), "--write"]) == 0
+    model = loaded(config).model
+    assert model is not None
+    assert (model.integrating, model.t1) == (True, 0.0)
+    assert model.k == pytest.approx(0.1, rel=0.1)
+    capsys.readouterr()
+    assert run(["whatif", str(config), "heat", "--setpoint", "21", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settling_s"] > 0
+
+
 def test_a_quiet_record_prints_no_gains(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
