@@ -91,10 +91,16 @@ def test_the_table_says_what_to_write_and_the_picture_shows_it(
     text = capsys.readouterr().out
     assert "grade good" in text
     assert "action: direct" in text  # the gain is negative, the loop says reverse
+    assert text.splitlines()[-1].startswith(
+        "note: the configuration says action: reverse, and by this record"
+    )
     [model] = [line.strip() for line in text.splitlines() if line.strip().startswith("model:")]
     [controller] = [line.strip() for line in text.splitlines() if line.strip().startswith("controller:")]
     config.write_text(config.read_text() + f"    action: direct\n    {model}\n    {controller}\n")
     assert run(["check", str(config)]) == 0
+    capsys.readouterr()
+    assert run(["tune", str(config), "heat", str(data)]) == 0
+    assert "note:" not in capsys.readouterr().out  # both agree now
     drawn = picture.read_text()
     assert drawn.startswith("<svg") and "PID Ms 1.5 (chosen)" in drawn
 
