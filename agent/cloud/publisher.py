@@ -88,9 +88,13 @@ class Publisher:
     def connected(self, now: float, backlog: Mapping[str, Any]) -> None:
         """Everything that a late joiner needs, and the end of retained topics that are not ours any more."""
         self._show_anew()
-        self._gaps_told.clear()
         self.queue_state(now, backlog)
         self.queue.rotate(1)  # before the events that waited
+        self.retell(now)
+
+    def retell(self, now: float) -> None:
+        """What nothing else brings again: the broker is another one, or has refused some of it."""
+        self._gaps_told.clear()
         self.introduce(now)
         for topic, body in self._alarms.items():
             self.queue.append(Out(topic, body, retain=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,17 @@ from agent.config.types import MqttConfig
 DIAL_TIMEOUT = 5.0
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 UNSUPPORTED_VERSION = 0x84
+CERTIFICATE_HINTS = {
+    "not yet valid": "is this machine's clock set?",
+    "self-signed": "is mqtt.ca the certificate that signed it?",
+    "local issuer": "is mqtt.ca the certificate that signed it?",
+    "mismatch": "mqtt.url must name the broker as its certificate does",
+}
+TLS_HINTS = {
+    "certificate required": "the broker wants a client certificate, mqtt.cert and mqtt.key",
+    "key values mismatch": "mqtt.key is not the key of mqtt.cert",
+}
+"""What would be right, by a part of what OpenSSL says."""
 
 
 def address(url: str) -> tuple[str, int]:
@@ -71,15 +83,19 @@ def connack_words(code: Any) -> str:
     return known.get(getattr(code, "value", -1), f"the broker refuses the connection: {code}")
 
 
+def _hint(hints: Mapping[str, str], reason: str) -> str:
+    return next((f"; {hint}" for part, hint in hints.items() if part in reason), "")
+
+
 def words(error: BaseException, url: str) -> str:
     """Why a connection cannot be opened, in words for a person."""
     where = "{}:{}".format(*address(url)) if not url.startswith("unix") else address(url)[0]
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message or str(error)
-        hint = "; is this machine's clock set?" if "not yet valid" in reason else ""
-        return f"the certificate of {where} is not accepted: {reason}{hint}"
+        return f"the certificate of {where} is not accepted: {reason}{_hint(CERTIFICATE_HINTS, reason)}"
     if isinstance(error, ssl.SSLError):
-        return f"no TLS with {where}: {(error.reason or str(error)).replace('_', ' ').lower()}"
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return f"no TLS with {where}: {reason}{_hint(TLS_HINTS, reason)}"
     if isinstance(error, ConnectionResetError) and url.startswith(("mqtts", "wss")):
         return f"no TLS with {where}: it closed the connection (is it a plain port, for mqtt://?)"
     if isinstance(error, SecretProblem):

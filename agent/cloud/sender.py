@@ -18,7 +18,7 @@ from agent.config.types import MqttConfig
 from agent.twin.records import Event
 
 HELD_FOR = 60.0
-"""Seconds until a device's batches are tried again after the broker refused one (an ACL, a quota)."""
+"""Seconds until what the broker refused (an ACL, a quota) is tried again: batches, what is retained, gaps."""
 REST = 2.0
 """Seconds in which batches wait after a connection that was lost before, or could not be opened: a broker that was away
 has lost its subscribers too, and without a persistent session what is sent before they are back never reaches them."""
@@ -41,6 +41,13 @@ class _Resent:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """All packets of a batch but the last, which has the batch's own token."""
+
+    of: Any
+
+
 @dataclass
 class Sender:
     """Fills the uplink's window: answers, events and twins first, then live batches, then what waited.
@@ -60,12 +67,17 @@ class Sender:
     _page: deque[Batch] = field(default_factory=deque)
     _parts: deque[tuple[str, bytes, Any]] = field(default_factory=deque)
     _told: set[str] = field(default_factory=set)
+    _refusals: dict[str, str] = field(default_factory=dict)
+    _spoiled: dict[Any, Acked] = field(default_factory=dict)
+    _retell_at: float | None = None
     _was_away: bool = False
     _rest_until: float = 0.0
 
     def connected(self) -> None:
         """A new connection: refusals are told anew, and what waited leaves oldest first."""
         self._told.clear()
+        self._refusals.clear()
+        self._retell_at = None
         self.store.line_up()
         if self._was_away:
             self._rest_until = self.mono() + REST
@@ -82,9 +94,13 @@ class Sender:
                 if token.of not in self._resends:
                     self._resends.append(token.of)
         self._parts.clear()
+        self._spoiled.clear()
 
     def pump(self, now: float, *, ending: bool) -> None:
         """Sends what may be sent. At the end nothing is begun that lies safely on disk."""
+        if self._retell_at is not None and now >= self._retell_at:
+            self._retell_at = None
+            self.publisher.retell(now)
         while self.uplink.has_room:
             if self._parts:
                 topic, body, token = self._parts.popleft()
@@ -131,11 +147,11 @@ class Sender:
             self.retimed(batch), self.publisher.room(self.topics.of(kind, batch.device)), live
         )
         if packets is None:
-            self._set_aside(batch)
+            self._set_aside(batch, self.topics.of(kind, batch.device))
             return
         for number, packet in enumerate(packets, 1):
             topic = self.topics.of(kind, batch.device, number)
-            self._parts.append((topic, packet, token if number == len(packets) else None))
+            self._parts.append((topic, packet, token if number == len(packets) else _Part(token)))
 
     def _packets(self, body: bytes, room: int, live: bool) -> list[bytes] | None:
         """A body as the packets that it is sent in; None where even its single tags are larger than `room`."""
@@ -151,11 +167,12 @@ class Sender:
             whole = payload.compressed(body)  # few tags, but many readings of each
             return [whole] if len(whole) <= room else None
 
-    def _set_aside(self, batch: Batch) -> None:
+    def _set_aside(self, batch: Batch, topic: str) -> None:
         """A batch that can never be sent: named by a gap, so that it blocks nothing behind it."""
         self.store.refused((batch.device, batch.seq), "unsendable")
         limit = self.uplink.max_packet
         text = f"batch {batch.seq} of {batch.device} cannot be sent: the broker takes {limit} bytes at most"
+        self._refuse(topic, text)
         self.on_event(Event(batch.device, "batch_refused", "warning", "raised", text, self.mono()))
         self.publisher.queue_gaps(self.mono())
 
@@ -187,39 +204,69 @@ class Sender:
     def acked(self, acked: Acked) -> None:
         """The broker has a message, or does not want it: then it waits (an ACL can be put right) or is set aside."""
         token = acked.token
+        if isinstance(token, _Part):
+            if (
+                acked.refused is not None
+            ):  # the batch is as good as refused: its other parts tell nothing of this one
+                self._spoiled[_key(token.of)] = acked
+            return
+        acked = self._spoiled.pop(_key(token), acked)
+        topic = self._topic(token)
+        if topic is None:
+            return
+        if acked.refused is None:
+            self._taken(topic)
+        else:
+            self.refused(topic, acked.refused)
         if isinstance(token, Out):
             if acked.refused is None:
                 self.publisher.acked(token)
-            else:
-                self.refused(token.topic, acked.refused)
-            return
-        if isinstance(token, _Resent):
-            if acked.refused is not None:
-                self.refused(self.topics.of("backfill", token.of.device), acked.refused)
-            return
-        if not isinstance(token, Waiting | tuple):
-            return
-        live = isinstance(token, Waiting) and token.live
-        key = (token.batch.device, token.batch.seq) if isinstance(token, Waiting) else token
+            elif self._retell_at is None and (token.retain or token.gap is not None):
+                self._retell_at = self.mono() + HELD_FOR
+        elif not isinstance(token, _Resent):
+            self._batch_acked(_key(token), acked)
+
+    def _batch_acked(self, key: tuple[str, int], acked: Acked) -> None:
         if acked.refused is None:
             self.store.acked(key)
-            return
-        self.refused(self.topics.of("data" if live else "backfill", key[0]), acked.refused)
-        if acked.never:
+        elif acked.never:
             self.store.refused(key, "refused")
             self.publisher.queue_gaps(self.mono())
         else:
             self.store.hold(key, self.mono() + HELD_FOR)
 
+    def _topic(self, token: Any) -> str | None:
+        if isinstance(token, Out):
+            return token.topic
+        if isinstance(token, _Resent):
+            return self.topics.of("backfill", token.of.device)
+        if isinstance(token, Waiting):
+            return self.topics.of("data" if token.live else "backfill", token.batch.device)
+        return self.topics.of("backfill", token[0]) if isinstance(token, tuple) else None
+
     def refused(self, topic: str, reason: str) -> None:
-        """Told once per topic and connection."""
-        if topic in self._told:
-            return
-        self._told.add(topic)
+        """Told once per topic and connection; shown in the status until the broker takes something there."""
         text = f"the broker refuses {topic}: {reason}"
         if "uthorized" in reason:
             text += "; does its ACL allow it?"
+        if not topic.startswith(self.topics.response("")):  # each answer has a topic of its own
+            self._refuse(topic, text)
+        if topic in self._told:
+            return
+        self._told.add(topic)
         self.on_event(Event(None, "publish_refused", "warning", "raised", text, self.mono()))
+
+    def _refuse(self, topic: str, text: str) -> None:
+        self._refusals[topic] = self.uplink.error = text
+
+    def _taken(self, topic: str) -> None:
+        if self._refusals.pop(topic, None) is not None:
+            self.uplink.error = next(reversed(self._refusals.values()), None)
 
     def oversize(self, topic: str) -> None:
         self.refused(topic, f"larger than a packet may be ({self.uplink.max_packet} bytes)")
+
+
+def _key(token: Any) -> Any:
+    """What tells a batch that is under way from others: (device, seq), or the token of a resend."""
+    return (token.batch.device, token.batch.seq) if isinstance(token, Waiting) else token

@@ -63,6 +63,7 @@ class Service:
         self.snapshot: Snapshot | None = None
         self.config_errors: list[str] = []
         self._alarms: dict[tuple[str | None, str], Event] = {}
+        self._cloud_alarms: dict[str, str] = {}
         self._held: list[Row | Ended | Snapshot | Event | Superseded | Reconfigured] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._rhythm = Rhythm()
@@ -148,8 +149,12 @@ class Service:
         self._to_cloud(event)
 
     def _event_from_outside(self, event: Event) -> None:
-        """An event of the cloud thread, which publishes it by itself: kept for the page."""
+        """An event of the cloud thread, which publishes it by itself: kept for the page and, an alarm, the status."""
         self.events.append(event)
+        if event.alarm:
+            others = {name: text for name, text in self._cloud_alarms.items() if name != event.name}
+            raised = {event.name: event.text} if event.state == "raised" else {}
+            self._cloud_alarms = others | raised  # another one, for the main loop reads it meanwhile
 
     def _on_scan(self, device: str) -> None:
         """Where the scan ends a batch: tells the cloud, together with the scans that end within `LINGER`."""
@@ -229,8 +234,10 @@ class Service:
                 for name, one in line["devices"].items()
                 if one["state"] != "ok"
             ]
-        if cloud["uplink"]["state"] != "online":
-            problems.append(f"broker: {cloud['uplink']['error'] or cloud['uplink']['state']}")
+        uplink = cloud["uplink"]
+        if uplink["state"] != "online" or uplink["error"]:
+            problems.append(f"broker: {uplink['error'] or uplink['state']}")
+        problems += list(self._cloud_alarms.values())
         problems += [
             f"loop {name}: {view.reason}"
             for name, view in self.plant.loops.views().items()
@@ -298,6 +305,7 @@ class Service:
         self._held = []
         old = self.cloud
         await in_thread(None, functools.partial(old.stop, min(STOP_CLOUD, REPLACE_CLOUD * span), leave=True))
+        self._cloud_alarms = {}  # the new one tells what still holds
         self.cloud = await in_thread(None, self._make_cloud, old.left)
         self.cloud.go_on(old)
         self.cloud.start()

@@ -130,8 +130,8 @@ class TestTls:
     @pytest.mark.parametrize(
         ("server", "ca", "said"),
         [
-            ("server", "other.pem", "not accepted"),
-            ("stranger", "ca.pem", "IP address mismatch"),
+            ("server", "other.pem", "is mqtt.ca the certificate that signed it?"),
+            ("stranger", "ca.pem", "mqtt.url must name the broker as its certificate does"),
             ("expired", "ca.pem", "expired"),
         ],
     )
@@ -147,7 +147,7 @@ class TestTls:
         with tls_broker(tmp_path, pki, client=True) as broker, Link(tls(broker, ca=pki / "ca.pem")) as link:
             assert "client certificate" in link.until(Disconnected).reason
             wait_until(
-                lambda: link.until(Disconnected).reason.find("certificate required") > 0, "the TLS alert"
+                lambda: link.until(Disconnected).reason.find("mqtt.cert and mqtt.key") > 0, "the TLS alert"
             )
 
     def test_a_client_certificate_that_has_expired(self, tmp_path: Path, pki: Path) -> None:
@@ -156,6 +156,12 @@ class TestTls:
             with Link(config) as link:
                 wait_until(lambda: "expired" in link.until(Disconnected).reason, "the TLS alert")
                 assert not link.uplink.online
+
+    def test_a_key_of_another_certificate(self, tmp_path: Path, pki: Path) -> None:
+        with tls_broker(tmp_path, pki, client=True) as broker:
+            config = tls(broker, ca=pki / "ca.pem", cert=pki / "client.pem", key=pki / "expired.key")
+            with Link(config) as link:
+                assert "mqtt.key is not the key of mqtt.cert" in link.until(Disconnected).reason
 
     def test_a_ca_file_that_is_missing(self, tmp_path: Path, pki: Path) -> None:
         with tls_broker(tmp_path, pki) as broker, Link(tls(broker, ca=pki / "nothing.pem")) as link:

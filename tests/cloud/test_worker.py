@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import paho.mqtt.client as paho
 import pytest
 
+from agent.config.types import Config
 from agent.twin.records import Event, Outcome, Row
 from tests.brokers import Mosquitto, TcpProxy, needs_mosquitto
 from tests.cloud.harness import BASE, Agent, Doors, Ear, make_config, wait_until
@@ -189,28 +191,62 @@ def test_refused_batches_wait_until_the_acl_is_put_right(
         assert "uthorized" in event.text and "ACL" in event.text
         ear.wait_for("event/_gateway")
         agent.run_for(1.0)
+        wait_until(lambda: "the broker refuses" in agent.error, "the status to say so")
         acl.write_text("topic readwrite #\n")
         assert broker.process
         broker.process.send_signal(signal.SIGHUP)
         ear.wait(lambda: set(ear.counts()) == set(range(1, agent.counts["press1"] + 1)), "every reading")
         assert len(ear.counts()) == agent.counts["press1"]
         assert ear.of("gap") == []
+        ear.wait_for("meta/press1")
+        agent.read()
+        wait_until(lambda: agent.error == "", "the status to take it back")
+
+
+def wide(url: str, names: Sequence[str]) -> Config:
+    """A configuration whose only device has these tags."""
+    config = make_config(url)
+    device = config.devices["press1"]
+    tags = {
+        name: dataclasses.replace(device.tags["count"], name=name, address=i) for i, name in enumerate(names)
+    }
+    return dataclasses.replace(
+        config, devices={"press1": dataclasses.replace(device, tags=tags)}, predict=None
+    )
+
+
+def test_a_batch_is_kept_while_the_broker_refuses_any_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cloud.sender.HELD_FOR", 1.0)
+    names = tuple(f"tag_with_a_long_name_{i:03}" for i in range(100))
+    all_but_first = "topic read #\ntopic write edgetwin/v1/line4/+\ntopic write edgetwin/v1/line4/+/+/+\n"
+    acl = tmp_path / "acl"
+    acl.write_text(all_but_first + "topic write edgetwin/v1/line4/event/#\n")
+    acl.chmod(0o600)
+    lines = ["max_packet_size 3000", f"acl_file {acl}"]
+    with (
+        Mosquitto(tmp_path, config_lines=lines) as broker,
+        Ear(broker.url) as ear,
+        Agent(wide(broker.url, names), tmp_path) as agent,
+    ):
+        agent.wait_online()
+        agent.cloud.put(Row("press1", names, agent.clock.mono(), list(range(100)), None))
+        agent.wait_event("publish_refused")
+        ear.wait(lambda: bool(ear.of("data") or ear.of("backfill")), "the parts that the broker takes")
+        acl.write_text("topic readwrite #\n")
+        assert broker.process
+        broker.process.send_signal(signal.SIGHUP)
+        ear.wait(lambda: ear.view.books.readings() == 100, "all parts")
 
 
 def test_bodies_larger_than_the_broker_takes_are_split(tmp_path: Path) -> None:
     names = tuple(f"tag_with_a_long_name_{i:03}" for i in range(100))
     with Mosquitto(tmp_path, config_lines=["max_packet_size 3000"]) as broker, Ear(broker.url) as ear:
-        config = make_config(broker.url)
-        device = config.devices["press1"]
-        tags = {
-            name: dataclasses.replace(device.tags["count"], name=name, address=i)
-            for i, name in enumerate(names)
-        }
-        config = dataclasses.replace(
-            config, devices={"press1": dataclasses.replace(device, tags=tags)}, predict=None
-        )
         with Agent(
-            config, tmp_path, doors=Doors(lambda ask: Outcome(True, result={"x": "y" * 5000}))
+            wide(broker.url, names),
+            tmp_path,
+            doors=Doors(lambda ask: Outcome(True, result={"x": "y" * 5000})),
         ) as agent:
             agent.wait_online()
             agent.cloud.put(Row("press1", names, agent.clock.mono(), list(range(100)), None))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -18,6 +19,7 @@ from agent.config.load import load
 from agent.modbus.line import ScanDone
 from agent.runtime.clock import FakeClock
 from agent.runtime.service import Service
+from agent.twin.records import Event
 from tests.ports import free_port
 
 TEXT = """
@@ -167,3 +169,24 @@ def test_the_way_of_a_service(tmp_path: Path, systemd: socket.socket) -> None:
     assert told[ready] == "READY=1\nSTATUS=3 tags on 2 lines"
     assert time.monotonic() - started >= 0.5  # the silent PLC had its half second before READY
     assert told[-1].startswith("STOPPING=1")
+
+
+def test_a_disk_or_a_broker_that_takes_nothing_is_a_problem(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outbox(state: Literal["raised", "cleared"]) -> Event:
+        text = "the outbox cannot be written" if state == "raised" else "the outbox can be written again"
+        return Event(None, "outbox_unwritable", "alarm", state, text, 0.0, alarm=True)
+
+    def told() -> list[str]:
+        return [problem for problem in service.status()["problems"] if not problem.startswith("tcp:")]
+
+    online: dict[str, Any] = {"state": "online", "protocol": 5, "unacked": 0, "error": None}
+    monkeypatch.setattr(service.cloud, "status", lambda: {"outbox": {}, "uplink": online})
+    service._event_from_outside(outbox("raised"))
+    service._event_from_outside(Event(None, "publish_refused", "warning", "raised", "once", 0.0))
+    assert told() == ["the outbox cannot be written"]
+    service._event_from_outside(outbox("cleared"))
+    assert told() == []
+    online["error"] = "the broker refuses edgetwin/v1/line4/data/press: Not authorized"
+    assert told() == [f"broker: {online['error']}"]
