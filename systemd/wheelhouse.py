@@ -53,10 +53,13 @@ def pinned(lock: str, wanted: set[str]) -> str:
     return "".join(known[name][0] for name in sorted(wanted))
 
 
-def runtime() -> set[str]:
-    """The product's own dependencies, without extras, as pyproject.toml names them."""
+def runtime(*extras: str) -> set[str]:
+    """The product's own dependencies, and those of these extras, as pyproject.toml names them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in project["dependencies"]}
+    needed = list(project["dependencies"])
+    for extra in extras:
+        needed += project["optional-dependencies"][extra]
+    return {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in needed}
 
 
 def pip(*arguments: str | Path, **environment: str) -> None:

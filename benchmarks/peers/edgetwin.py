@@ -85,7 +85,7 @@ class Edgetwin(PythonPeer):
         words += f" --gateway {ID} --page off"  # other agents of this machine may have the name and the port
         argv = ("make", "-C", str(clone), "try", f"PYTHON={sys.executable}", f"ARGS={words}")
         places = {"CACHE_DIRECTORY": str(folder / "cache"), "XDG_STATE_HOME": str(folder / "home")}
-        return Command(argv, places), clone / ".venv" / ".made-from-lock"
+        return Command(argv, places), clone / ".venv" / ".made-to-run"
 
     @property
     def _cache(self) -> Path:
