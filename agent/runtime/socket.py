@@ -104,6 +104,11 @@ class ControlSocket:
                 outcome = await waiting
         except TimeoutError:
             return {"ok": False, "error": "the agent's main loop does not answer"}
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("a request to %r failed; this is a fault of the program", ask.op)
+            return {"ok": False, "error": "a fault of the program; the log has it (journalctl -u edgetwin)"}
         return {
             "ok": outcome.ok,
             "applied": outcome.applied,

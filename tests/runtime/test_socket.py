@@ -28,6 +28,7 @@ class Daemon:
     path: Path
     asked: list[Ask] = field(default_factory=list)
     outcome: Outcome = field(default_factory=lambda: Outcome(True))
+    fault: Exception | None = None
     stuck: bool = False
     futures: list[concurrent.futures.Future[Outcome]] = field(default_factory=list)
 
@@ -35,7 +36,9 @@ class Daemon:
         self.asked.append(ask)
         answer: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
         self.futures.append(answer)
-        if not self.stuck:
+        if self.fault is not None:
+            answer.set_exception(self.fault)
+        elif not self.stuck:
             answer.set_result(self.outcome)
         return answer
 
@@ -277,6 +280,15 @@ def test_a_stuck_main_loop_is_told_and_holds_no_place(
         one.stuck = True
         answer = ask_daemon([one.path], {"op": "status"}, timeout=20)
         assert answer == {"ok": False, "error": "the agent's main loop does not answer"}
+
+
+def test_a_fault_of_the_program_is_told_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with daemon(tmp_path) as agent:
+        agent.fault = KeyError("refused")
+        status = b'{"op":"status"}\n'
+        first, second = say(agent.path, status, status)
+    assert not first["ok"] and "fault of the program" in first["error"] and second == first
+    assert "KeyError: 'refused'" in caplog.text
 
 
 def test_a_daemon_that_hangs_up_is_told(tmp_path: Path) -> None:
