@@ -216,6 +216,8 @@ def test_what_a_gateway_gets_is_pinned_and_nothing_else() -> None:
     assert {"numba", "numpy", "pymodbus", "pyserial", "paho-mqtt", "pyyaml", "llvmlite"} <= got.keys()
     assert not {"pytest", "ruff", "mypy", "hypothesis", "iotcore"} & got.keys()
     assert all("--hash=sha256:" in text for text, _ in got.values())
+    more = entries(pinned(lock, runtime("demo", "build")))
+    assert more.keys() - got.keys() == {"iotcore", "setuptools"}  # what `make demo` and `make try` install
     with pytest.raises(KeyError):
         pinned(lock, {"nonesuch"})
 

@@ -87,6 +87,7 @@ def main(args: argparse.Namespace) -> int:
         raise Failure(
             f"--save {args.save}: the file is there already, and is never overwritten; give another name"
         )
+    _look_for_password(config)
     with take(state_dir(config), given_by="--state-dir"):
         _write(path, text, saved=args.save is not None)
         _tell(config, path, saved=args.save is not None)
@@ -175,6 +176,17 @@ def _checked(line: OneLine, path: Path, *, named: bool) -> tuple[str, Config]:
     if words or loaded.config is None:
         raise Failure(list(words)[-1], status=2)
     return text, read_only(loaded.config)
+
+
+def _look_for_password(config: Config) -> None:
+    """Before anything is written. Raises Failure."""
+    from agent.config.secrets import SecretProblem, reveal
+
+    try:
+        if config.mqtt.password is not None:
+            reveal(config.mqtt.password)
+    except SecretProblem as problem:
+        raise Failure(f"--password-file: {problem}") from None
 
 
 def read_only(config: Config) -> Config:

@@ -206,6 +206,16 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.Capture
     assert saved.read_text() == "mine" and not state.exists()
 
 
+def test_a_password_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved, none = tmp_path / "saved.yaml", tmp_path / "none"
+    words = ["try", "tcp://10.0.0.5", *TAG, "--mqtt", "mqtt://b", "--gateway", "line7", "--save", str(saved)]
+    words += ["--username", "me", "--password-file", str(none), "--state-dir", str(tmp_path / "state")]
+    assert run(words) == 1
+    [told] = capsys.readouterr().err.splitlines()
+    assert told == f"edgetwin: --password-file: the file {none} cannot be read: No such file or directory"
+    assert not saved.exists()
+
+
 def test_a_state_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     words = ["try", "tcp://10.0.0.5", *TAG, "--mqtt", "mqtt://b", "--gateway", "line7"]
