@@ -100,7 +100,7 @@ def test_no_wrong_value_is_taken_and_the_next_good_one_is(scheme: str, name: str
                 assert isinstance(met, Answer) and met.exception == int(name.split("_")[1])
             after = [await caller.read(next(addresses), count) for _ in range(2)]
             if name == "rst_after":
-                await server.idle()  # the reset comes by the clock, and is not to meet the next round's request
+                await server.idle()  # the reset comes by the clock: not to meet the next round's request
             after += [await caller.read(next(addresses), count) for _ in range(2)]
             assert is_good(after[-1]), after
         assert caller.wrong == []
