@@ -8,7 +8,6 @@ it is taken over.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import sqlite3
@@ -32,9 +31,11 @@ from agent.cloud.tables import (
     add_gap,
     bound,
     copy_facts,
+    facts_of,
     insert_gap,
     last_id,
     missing,
+    put_facts,
     scalar,
     set_aside,
     take_acked,
@@ -389,22 +390,26 @@ class Outbox:
 
     def get(self, key: str) -> Any:
         """A fact that was put, or None."""
-        row = None
-        with self._careful():
-            row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
-        try:
-            return None if row is None else json.loads(row[0])
-        except ValueError:
-            return None
+        return self.get_all(key).get(key)
 
-    def put(self, key: str, value: Any) -> None:
-        """Keeps a fact (JSON) durably; a full disk is told, not raised."""
-        if self._damaged:
-            return
+    def get_all(self, start: str) -> dict[str, Any]:
+        """The facts whose keys begin so, ASCII alone in `start`."""
+        found: dict[str, Any] = {}
         with self._careful():
-            self._db.execute(
-                "INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, json.dumps(value, separators=(",", ":")))
-            )
+            found = facts_of(self._db, start)
+        return found
+
+    def put(self, key: str, value: Any) -> bool:
+        """Keeps a fact (JSON, not null) durably; a full disk is told, not raised."""
+        return self.put_all({key: value})
+
+    def put_all(self, facts: Mapping[str, Any]) -> bool:
+        """Keeps facts in one commit; None takes one out. False when the disk does not take them."""
+        with self._careful():
+            if not self._damaged:
+                put_facts(self._db, facts)
+                return True
+        return False
 
     # -- the rest -----------------------------------------------------------------------------------------------
 
@@ -417,9 +422,7 @@ class Outbox:
         with self._careful():
             with transaction(self._db):
                 self._store_gaps()
-                self._db.execute(
-                    "INSERT OR REPLACE INTO fact VALUES (?, ?)", (TRIED_FACT, str(self._wall_ms()))
-                )
+            put_facts(self._db, {TRIED_FACT: self._wall_ms()})
             self._written()
 
     def stats(self) -> Mapping[str, int | None]:

@@ -23,7 +23,10 @@ from agent.twin.records import Event, Layout, Snapshot
 
 EVENTS_KEPT = 1000
 """Events that wait for the link; the oldest go first."""
-RETAINED_FACT = "retained"
+RETAINED = "retained "
+"""Before a topic it is the key of a fact: one each, so that an alarm costs its own row on disk and no other."""
+RETAINED_LIST = "retained"
+"""The fact that held them all in versions before."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,11 +70,9 @@ class Publisher:
 
     def __post_init__(self) -> None:
         self._started = self.mono()
-        kept = self.outbox.get(RETAINED_FACT)
-        self._on_disk = (
-            {topic for topic in kept if isinstance(topic, str)} if isinstance(kept, list) else set()
-        )
+        self._on_disk = {key.removeprefix(RETAINED) for key in self.outbox.get_all(RETAINED)}
         self._at_broker = set(self._on_disk)
+        self._take_list()
         self._describe()
 
     def _describe(self) -> None:
@@ -342,14 +343,26 @@ class Publisher:
     def close(self) -> None:
         """Keeps what is retained at the broker for the next run."""
         if self._at_broker != self._on_disk:
-            self.outbox.put(RETAINED_FACT, sorted(self._at_broker))
+            gone = dict.fromkeys((RETAINED + topic for topic in self._on_disk - self._at_broker), None)
+            self.outbox.put_all(gone | self._unwritten())
+
+    def _take_list(self) -> None:
+        """Makes the list of versions before into a row for each topic."""
+        kept = self.outbox.get(RETAINED_LIST)
+        if isinstance(kept, list):
+            self._remember(topic for topic in kept if isinstance(topic, str))
+            if self._at_broker <= self._on_disk:
+                self.outbox.put_all({RETAINED_LIST: None})
+
+    def _unwritten(self) -> dict[str, int]:
+        return {RETAINED + topic: 1 for topic in sorted(self._at_broker - self._on_disk)}
 
     def _remember(self, topics: Iterable[str]) -> None:
         """Keeps on disk which topics may be retained at the broker, before they are: too many do no harm."""
         self._at_broker |= set(topics)
-        if not self._at_broker <= self._on_disk:
-            self._on_disk = set(self._at_broker)
-            self.outbox.put(RETAINED_FACT, sorted(self._on_disk))
+        new = self._unwritten()
+        if new and self.outbox.put_all(new):
+            self._on_disk |= self._at_broker
 
 
 def _score(snapshot: Snapshot, device: str) -> tuple[float | None, tuple[str, ...]] | None:

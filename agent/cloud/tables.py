@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,12 +80,30 @@ def transaction(db: Database) -> Iterator[None]:
         raise
 
 
+def facts_of(db: Database, start: str) -> dict[str, Any]:
+    """The facts whose keys begin with `start`; one that is no JSON is none."""
+    facts: dict[str, Any] = {}
+    rows = db.execute("SELECT key, value FROM fact WHERE key >= ? AND key < ?", (start, start + "\U0010ffff"))
+    for key, value in rows.fetchall():
+        with suppress(ValueError):
+            facts[key] = json.loads(value)
+    return facts
+
+
+def put_facts(db: Database, facts: Mapping[str, Any]) -> None:
+    """Keeps facts in one commit; None takes one out."""
+    with transaction(db):
+        for key, value in facts.items():
+            if value is None:
+                db.execute("DELETE FROM fact WHERE key = ?", (key,))
+            else:
+                text = json.dumps(value, separators=(",", ":"))
+                db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, text))
+
+
 def copy_facts(source: Database, target: Database) -> None:
-    """What was put while the target could not be used; but the target knows best what is retained at the broker."""
-    facts = source.execute("SELECT key, value FROM fact WHERE key <> 'retained'").fetchall()
-    with transaction(target):
-        for fact in facts:
-            target.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", fact)
+    """What was put while the target could not be used."""
+    put_facts(target, facts_of(source, ""))
 
 
 def scalar(db: Database, query: str, values: Sequence[Any] = ()) -> int:
