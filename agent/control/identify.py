@@ -261,10 +261,12 @@ def _grade(
     delay_share = errors[1] / max(total, period)
     poor, fair = [], []
     if source.effect < EXCITED_PEAK or source.total < EXCITED_TOTAL:
-        poor.append(
-            "the output did not move by itself: what it did follows from the PV. Step the setpoint, or let "
-            "`tune --step`, `--relay` or `--prbs` move the output"
-        )
+        what = "the output did not move by itself: what it did follows from the PV"
+        if source.kind == "outside":
+            what = (
+                "what the output did by itself does not stand out from what the PV does anyway: it takes more"
+            )
+        poor.append(f"{what}. Step the setpoint, or let `tune --step`, `--relay` or `--prbs` move the output")
     if fit.delay >= 0.98 * fit.bounds.delay:
         poor.append(
             f"the delay is at its bound, {fit.bounds.delay:.4g} s: the record is too short to tell it"

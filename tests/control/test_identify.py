@@ -58,7 +58,17 @@ def test_setpoint_steps_are_fair_at_best(known: bool) -> None:
 def test_a_quiet_loop_is_refused(name: str, kind: str) -> None:
     found = identify(recorded(PLANTS[name], kind, seed=7))
     assert found.grade == "poor"
-    assert any("did not move by itself" in why for why in found.why)
+    assert any("did not move by itself" in why or "by itself does not stand out" in why for why in found.why)
+
+
+def test_moves_that_the_pv_does_not_follow_are_not_called_the_controller_s() -> None:
+    """A test of the output on a PV that is noise alone: a broken valve, or a wrong tag."""
+    record = recorded(PLANTS["L/T 0.5"], "prbs")
+    noise = np.random.default_rng(4).normal(size=len(record.pv))
+    found = identify(dataclasses.replace(record, pv=noise))
+    assert (found.grade, found.source.kind) == ("poor", "outside")
+    assert any("by itself does not stand out" in why for why in found.why)
+    assert not any("follows from the PV" in why for why in found.why)
 
 
 @pytest.mark.parametrize("seed", range(20))
