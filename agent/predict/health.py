@@ -94,6 +94,7 @@ class Health:
                     _Device(name, setting, slots, tuple(self._keys[slot][1] for slot in slots))
                 )
         self._of_name = {one.name: one for one in self._devices}
+        self._calibrated = [one for one in self._devices if one.config.calibrate is not None]
         self._watch = np.zeros((len(self._keys), c.WATCH))
         self._watch[:, c.UNSEEN] = 1.0
         self._watch[:, [c.LOGIT, c.Z, *range(c.SINCE, c.RAISED)]] = np.nan
@@ -141,7 +142,7 @@ class Health:
 
     def views(self) -> Mapping[str, HealthView]:
         """Every device's score, its tags' scores and the tags that pull it down most."""
-        scores = _score(self._logit)
+        scores = self.scores()
         return {
             device.name: HealthView(
                 score=device.score,
@@ -156,7 +157,19 @@ class Health:
 
     def scores(self) -> Floats:
         """Each tag's own score, shape (n,); NaN where there is none."""
-        return _score(self._logit)
+        return _score(self._logits())
+
+    def _logits(self) -> Floats:
+        """Of each tag's anomaly, shape (n,): by its device's `calibrate` where it has one, else by its own past."""
+        if not self._calibrated:
+            return self._logit
+        logits = self._logit.copy()
+        for device in self._calibrated:
+            assert device.config.calibrate is not None
+            a, b = device.config.calibrate
+            line = np.clip(a * self._z[device.slots] + b, -c.LOGIT_CLIP, c.LOGIT_CLIP)
+            logits[device.slots] = np.where(np.isfinite(logits[device.slots]), line, np.nan)
+        return logits
 
     def z(self) -> dict[str, float]:
         """Each device's largest z, which `calibrate` turns into its anomaly; NaN where no tag has one at present."""
@@ -311,7 +324,7 @@ class Health:
 
     def _causes(self, device: _Device) -> tuple[str, ...]:
         """The tags that pull a device's score down most, the worst first."""
-        logits = self._logit[device.slots]
+        logits = self._logits()[device.slots]
         known = np.isfinite(logits)
         order = np.argsort(-np.where(known, logits, -np.inf), kind="stable")[:CAUSES]
         low = [i for i in order if known[i] and logits[i] > 0.0] or [order[0]]

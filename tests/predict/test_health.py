@@ -127,6 +127,21 @@ def test_the_logistic_takes_given_coefficients() -> None:
     assert strict.health.views()["press"].score == pytest.approx(1 - 1 / (1 + math.exp(-(2.0 * z + 2.0))))
 
 
+def test_given_coefficients_hold_for_each_tag_too() -> None:
+    """The device's score is its worst tag's, and the cause is the tag that has it."""
+    one = plant(3, calibrate=(2.0, -1.0))
+    one.feed(steady(WARMUP - 1, 3))
+    assert np.isnan(one.health.scores()).all()
+    series = steady(200, 3)
+    series[100:, 1] += 12.0
+    one.feed(series)
+    view, z = one.health.views()["press"], one.health._z
+    assert one.health.scores() == pytest.approx(1 - 1 / (1 + np.exp(-(2.0 * z - 1.0))))
+    assert list(view.tags.values()) == one.health.scores().tolist()
+    assert view.score == view.tags["tag1"] == min(one.health.scores()) < 0.5
+    assert view.causes[0] == "tag1"
+
+
 def test_two_quantiles_set_the_logistic() -> None:
     one = plant(warmup=2000)
     one.feed(steady(2000))
