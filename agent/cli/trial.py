@@ -283,16 +283,20 @@ async def _beside(service: Service, stop: asyncio.Event, *, seconds: float | Non
 
 
 async def _tell_first(service: Service) -> None:
-    """Returns when a value is read and the broker is there; tells what is in the way when that takes long."""
+    """Returns when a good value is read and the broker is there; tells what is in the way when that takes long."""
+    from agent import kernelcache
+
     begin = service.clock.mono()
     told = False
     while True:
         status = service.status()
-        if status["counts"]["values_read"] and status["uplink"]["state"] == "online":
+        counts = status["counts"]
+        if counts["values_read"] > counts["values_bad"] and status["uplink"]["state"] == "online":
             break
         if not told and service.clock.mono() - begin > PATIENCE:
             told = True
-            for problem in status["problems"]:
+            problems = [one for one in status["problems"] if one not in kernelcache.problems()]
+            for problem in problems or ["no tag has a good value yet"]:
                 print(f"problem {problem}", flush=True)
         await asyncio.sleep(LOOK_EVERY)
     print("values are read and published; Ctrl-C ends it", flush=True)
