@@ -25,6 +25,7 @@ from agent.config.types import Config, Secret
 from agent.modbus.line import Line
 from agent.page.front import Front
 from agent.runtime import notify
+from agent.runtime.calm import Calm
 from agent.runtime.clock import Anchor, Clock, SystemClock
 from agent.runtime.doors import Doors
 from agent.runtime.plant import Plant, changed_devices
@@ -67,6 +68,7 @@ class Service:
         self._held: list[Row | Ended | Snapshot | Event | Superseded | Reconfigured] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._rhythm = Rhythm()
+        self._calm = Calm()
         self._scanned: list[str] = []
         self._failed = 0
         self._changing = asyncio.Lock()
@@ -140,8 +142,9 @@ class Service:
         """Takes an event of the main loop: kept for the page, told to the cloud, logged."""
         self.events.append(event)
         level = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}[event.severity]
-        mark = "" if event.state == "raised" else "cleared: "
-        log.log(level if event.state == "raised" else logging.INFO, "%s%s", mark, event.text)
+        text = event.text if event.state == "raised" else f"cleared: {event.text}"
+        if self._calm.admits((event.device, event.name, event.tag), text, self.clock.mono()):
+            log.log(level if event.state == "raised" else logging.INFO, "%s", text)
         if event.alarm:
             self._alarms.pop((event.device, event.name), None)
             if event.state == "raised":
@@ -412,6 +415,8 @@ class Service:
             moved = self.anchor.refresh()
             if moved:
                 log.warning("the clock was set: %+.1f s", moved)
+            for line in self._calm.due(now):
+                log.warning("%s", line)
             self.plant.twin.expire(now)
             self._take_snapshot()
             due += every

@@ -13,7 +13,10 @@ import pytest
 from agent.config.load import load
 from agent.modbus.line import Line
 from agent.modbus.plan import plan_device
+from agent.runtime.calm import MOST
+from agent.runtime.clock import FakeClock
 from agent.runtime.service import Service
+from agent.twin.records import Event
 from tests.modbus.virtual import FakeLink, LoopClock, in_virtual_time
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -109,3 +112,18 @@ def test_lines_of_the_log(
     assert scans > 0.9 * seconds, "it did not live as long as that"
     assert len(caplog.records) <= most, [record.getMessage() for record in caplog.records][:60]
     assert fault is nothing or caplog.records, "nothing was told of a fault"
+
+
+def test_a_device_that_comes_and_goes_fills_no_log(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second another fault and its end: the page and the central side have them all, the journal ten."""
+    monkeypatch.setattr(service, "clock", FakeClock())
+    with caplog.at_level(logging.INFO):
+        for _ in range(500):
+            for state in ("raised", "cleared"):
+                service.on_event(
+                    Event("press", "device_silent", "warning", state, "no answer", 0.0, alarm=True)
+                )
+    assert len(caplog.records) == MOST
+    assert len(service.events) == min(1000, service.events.maxlen or 0)
