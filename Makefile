@@ -20,8 +20,10 @@ demo: $(RUNS)
 try: $(RUNS)
 	$(BIN)/edgetwin try $(ARGS)
 
-# Files side by side; where ARGS names some of them, one after another in one process.
+# Files side by side, with the kernels compiled before, which each worker would else do for itself; where ARGS names
+# some of the files, one after another in one process.
 test: $(STAMP)
+	$(if $(findstring tests/,$(ARGS)),,$(BIN)/edgetwin warm > /dev/null)
 	$(BIN)/python -m pytest $(if $(findstring tests/,$(ARGS)),,$(TOGETHER)) $(ARGS)
 
 # The tests of outages and random faults in their long form, then half an hour of memory, files and disk.

@@ -25,7 +25,7 @@ import pytest
 from tests.ports import free_port
 
 PROGRAM = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-PATIENCE = 10.0
+PATIENCE = 30.0
 CHUNK = 65536
 
 needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
