@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.cli import trial
 from agent.cli.main import run
 from agent.config.load import load
 from tests.books import Reader
@@ -136,23 +140,66 @@ def test_nobody_writes_through_it(tmp_path: Path, plc: Plc, broker: Mosquitto) -
     assert loaded.config is not None and loaded.config.devices["device"].tags["target"].write is not None
 
 
+@needs_mosquitto
 @pytest.mark.process
-def test_without_a_broker_it_says_so_and_ends_by_itself(tmp_path: Path, plc: Plc) -> None:
-    broker = f"mqtt://127.0.0.1:{free_port()}"
-    words = [
-        "try",
-        f"tcp://127.0.0.1:{plc.port}",
-        *TAG,
-        "--mqtt",
-        broker,
-        "--gateway",
-        "line7",
-        "--page",
-        "off",
-    ]
-    status, out, _ = ended(start(tmp_path, *words, "--for", "7s"))
+def test_where_no_value_comes_it_says_why_and_ends_by_itself(
+    tmp_path: Path, plc: Plc, broker: Mosquitto
+) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    words = ["try", url, *TAG, "--mqtt", broker.url, "--gateway", "line7", "--page", "off", "--for", "7s"]
+    status, out, _ = ended(start(tmp_path, *words))
     assert status == 0
-    assert "problem broker: " in out and "values are read" not in out
+    assert f"problem {url}: no connection\n" in out and "values are read" not in out
+
+
+@dataclass
+class Service:
+    """What is asked of the service: each status once, then the last one again and again; a second passes by each."""
+
+    states: list[tuple[int, int, str, list[str]]]
+    clock: Service = field(init=False)
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.clock = self
+
+    def mono(self) -> float:
+        return self.now
+
+    def status(self) -> dict[str, Any]:
+        self.now += 1.0
+        read, bad, uplink, problems = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        counts = {"values_read": read, "values_bad": bad}
+        return {"counts": counts, "uplink": {"state": uplink}, "problems": problems}
+
+
+WAITS = [(0, 0, "connecting", ["broker: refused"])] * 10
+FINE = (9, 8, "online", ["another"])
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([FINE], ["values are read"]),
+        ([(9, 9, "online", []), FINE], ["values are read"]),
+        ([*WAITS, FINE], ["problem broker: refused", "values are read"]),
+        (
+            [*[(9, 0, "connecting", ["broker: refused", "plc: silent"])] * 10, FINE],
+            ["problem broker: refused", "problem plc: silent", "values are read"],
+        ),
+        ([*[(9, 9, "online", [])] * 10, FINE], ["problem no tag has a good value yet", "values are read"]),
+    ],
+)
+def test_the_first_value_or_what_is_in_its_way(
+    states: list[tuple[int, int, str, list[str]]],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trial, "LOOK_EVERY", 0.0)
+    asyncio.run(trial._tell_first(Service(states)))  # type: ignore[arg-type]
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == len(said) and all(one.startswith(start) for one, start in zip(told, said))
 
 
 @pytest.mark.parametrize(
