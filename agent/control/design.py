@@ -55,11 +55,13 @@ def design(
     rate: float = math.inf,
     slow: bool = False,
     penalty: float = 1.0,
+    hurry: float = 1.0,
 ) -> Design:
     """Generalised predictive control of this process, stepped every `period` seconds.
 
-    The setpoint is approached with 0.2 (L + T) + 0.2 L, or 0.7 (L + T) where `slow`; L and T from the step response
-    (dead time, and time to 63 % after it, SWING times that for a swing). `rate`: of the output, per second.
+    The setpoint is approached with `hurry` times 0.2 (L + T) + 0.2 L, or 0.7 (L + T) where `slow`; L and T from the
+    step response (dead time, and time to 63 % after it, SWING times that for a swing). `rate`: of the output, per
+    second.
     Raises ValueError for a gain of 0.
     """
     if model.k == 0.0 or not math.isfinite(model.k):
@@ -69,7 +71,7 @@ def design(
     a, b = _polynomials(model, interval)
     horizon, lag, rising = _shape(model, interval, dead)
     total = rising + lag
-    approach = 0.7 * total if slow else 0.2 * total + 0.2 * rising
+    approach = hurry * (0.7 * total if slow else 0.2 * total + 0.2 * rising)
     response = _step_response(model, interval, horizon)
     later = [np.concatenate([np.zeros(j), response[: horizon - j]]) for j in range(c.MOVES)]
     acting = np.array(later)[:, dead:]

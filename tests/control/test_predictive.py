@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from agent.config.types import ControllerConfig, LoopConfig, ModelConfig
-from agent.control.grant import FRAGILE, MOST_TRAVEL, _grant, grant, prepare
+from agent.control.compare import plan, score
+from agent.control.design import design
+from agent.control.grant import FRAGILE, MOST_OVERSHOOT, MOST_TRAVEL, _grant, grant, prepare
 from agent.control.loop import Loop
+from agent.control.mpc import Mpc
 from agent.control.pid import Pid
 from agent.control.predictive import Predictive, controller_for, retuned
 from agent.control.process import Process, with_error
@@ -88,6 +92,21 @@ def test_the_output_travels_no_further_than_allowed(noise: float) -> None:
             process.step(outs[-1], -10.0 if k > 300 else 0.0)
         travels.append(float(np.abs(np.diff(outs)).sum()))
     assert travels[0] <= 1.15 * MOST_TRAVEL * travels[1]
+
+
+def test_the_setpoint_is_approached_as_fast_as_an_error_of_the_model_allows() -> None:
+    lags = ModelConfig(k=2.0, t1=5.0, t2=5.0, delay=2.0, grade="good", noise=0.05)
+    late = ModelConfig(k=2.0, t1=5.0, delay=15.0, grade="good", noise=0.05)
+    swing = ModelConfig(k=2.0, t1=5.0, damping=0.3, delay=2.0, grade="good", noise=0.05)
+    for model, hurried in ((lags, True), (late, False), (swing, False)):
+        found = grant(config(model), 1.0).design
+        assert found is not None
+        rule = design(model, 1.0, limits=(0.0, 100.0)).approach
+        assert (found.approach < 0.8 * rule) == hurried
+        runs = plan(config(model), model, 1.0, noise=model.noise)
+        scores = score("", functools.partial(Mpc, found), model, runs)
+        assert scores.worst <= FRAGILE
+        assert scores.overshoot <= (MOST_OVERSHOOT if hurried else 0.08)
 
 
 def test_gains_that_are_given_are_the_pids() -> None:
