@@ -78,12 +78,9 @@ class Edgetwin(PythonPeer):
         return Command(self.command("run", str(path)).argv, self._places)
 
     def one_command(self, folder: Path, job: Job) -> tuple[Command, Path]:
-        """`make try` in a copy of what this checkout has under version control; no kernel is compiled yet."""
+        """`make try` in a new clone of this repository (without what is not committed); no kernel is compiled yet."""
         clone = folder / "clone"
-        for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
-            if name and (ROOT / name).is_file():
-                (clone / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, clone / name)
+        run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)])
         device = job.device
         last = device.registers[-1]
         words = f"tcp://127.0.0.1:{device.port} --unit {device.unit} --device {device.name}"
