@@ -115,7 +115,7 @@ hardened() {
   check "systemd has nothing to warn of the unit" not says . journalctl -q -p 4 "INVOCATION_ID=$(shown InvocationID)"
   security=$(systemd-analyze security edgetwin --no-pager | sed -n 's/.*exposure level for [^:]*: \([0-9.]*\).*/\1/p')
   check "its exposure is 2.0 at most (systemd-analyze security: $security)" awk "BEGIN { exit !($security <= 2.0) }"
-  figure "resident after some seconds: $(awk '/VmRSS/ { printf "%.0f MB", $2 / 1024 }' "/proc/$pid/status")"
+  figure "resident after some seconds: $(awk '/VmRSS|RssAnon/ { printf "%s %.0f MB ", $1, $2 / 1024 }' "/proc/$pid/status")"
   if grep -qs memory /sys/fs/cgroup/cgroup.controllers; then
     check "its memory is bounded" test "$(cat /sys/fs/cgroup/system.slice/edgetwin.service/memory.max)" != max
     figure "its memory, with files: $(($(shown MemoryCurrent) / 1048576)) MB"
@@ -130,7 +130,7 @@ serial() { # major 4, minor 67: a port that is named and mostly has no hardware
   printf '%s\n' "$good" '  meter: {url: rtu:///dev/ttyS3, tags: {power: {holding: 1}}}' > $CONFIG
   systemctl reload edgetwin
   until_ 10 says 'ttyS3' edgetwin status
-  check "a serial port is tried" says 'rtu:///dev/ttyS3: no connection' edgetwin status
+  check "a serial port is tried" says '/dev/ttyS3.*no connection' edgetwin status
   check "and may be opened (DeviceAllow, dialout)" not says '/dev/ttyS3.*\(ermitted\|denied\)' log -n 20
   mend
   systemctl reload edgetwin
@@ -211,7 +211,7 @@ unsynced() {
   check "and says that the clock is not set" until_ 10 says "clock unsynced" edgetwin status
   echo +0d > /run/faketime
   check "the clock set, it says so" until_ 20 says "clock ok" edgetwin status
-  check "and so does the journal" says "the clock was set" log -n 20
+  check "and so does the journal" until_ 10 says "the clock was set" log -n 20
   rm $DROP/clock.conf
   systemctl daemon-reload
   systemctl restart edgetwin
