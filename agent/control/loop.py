@@ -435,6 +435,10 @@ class Loop:
         """True while an output that still waits to be written is to be written at all."""
         return self.mode == "auto" and self.engaged
 
+    def output_now(self, out: Sample) -> float:
+        """What the device holds, where `out` is its newest reading."""
+        return self._output.now(out)
+
     def view(self) -> LoopView:
         shown = self.setpoint.shown
         return LoopView(
@@ -447,10 +451,7 @@ class Loop:
         )
 
     def save(self) -> dict[str, Any]:
-        """What outlives a restart: a setpoint that was set from outside, and that a fail waits for a hand.
-
-        The mode is the configuration's.
-        """
+        """A setpoint from outside, and a fail that waits for a hand, outlive a restart; the mode is configured."""
         target = None if isinstance(self.config.setpoint, tuple) else self.setpoint.target
         return {"config": self._digest, "setpoint": target, "by_hand": self._by_hand}
 

@@ -81,6 +81,10 @@ class Output:
         """True where the reading tells what the device holds now: nothing was written, nor could be, since."""
         return out.good and out.t > self._confirmed
 
+    def now(self, out: Sample) -> float:
+        """What the device holds: what was written since this reading of it, else the reading."""
+        return out.value if self.fresh(out) or not math.isfinite(self.written) else self.written
+
     def missed(self) -> float | None:
         """Once after a write that did not arrive: the value that the device still has, as far as is known."""
         missed, self._missed = self._missed, False

@@ -91,7 +91,7 @@ class Experiments:
             wanted = plan(
                 asked["kind"],
                 loop.config,
-                base=inputs.out.value,
+                base=loop.output_now(inputs.out),
                 move=asked["move"],
                 seconds=asked["seconds"],
                 period=period,

@@ -76,6 +76,22 @@ def test_a_test_runs_and_all_is_as_before(mode: str) -> None:
     assert [event.state for event in rig.events if event.name == "loop_test"] == ["raised", "cleared"]
 
 
+def test_begins_from_what_the_loop_wrote_after_the_newest_reading() -> None:
+    """A loop at work has moved its output since: a reading from before that is not where the output stands."""
+
+    async def story(one: Bench) -> None:
+        one.rig.registers[PV] = 44.0
+        await one.run(1)
+        held = one.rig.registers[OUT]
+        assert held == one.rig.outputs()[-1] != one.rig.twin.sample(OUT).value
+        assert one.ask(**BEGIN).ok
+        assert (one.report["base"], one.report["low"], one.report["high"]) == (held, held - 5, held + 5)
+        await one.run(135)
+        assert one.report["done"] and one.report["restored"]
+
+    bench(story, configuration())
+
+
 def test_the_output_belongs_to_the_test_and_then_to_nobody() -> None:
     async def story(one: Bench) -> None:
         one.ask(**BEGIN)
