@@ -31,6 +31,10 @@ LARGEST_SEQ = 2**63 - 1
 """The database keeps no larger ones."""
 
 
+LONGEST_TEXT = 400
+"""Characters of what is said about a command, in the answer, the event and the log."""
+
+
 class Refused(Exception):
     """Why a command is not carried out; `id` where the command had a usable one."""
 
@@ -49,6 +53,12 @@ class Command:
     exp: int
     by: str | None
     body: Mapping[str, Any]
+
+
+def readable(text: str) -> str:
+    """Words that hold what a stranger wrote, fit for a line of the log: printable, on one line, cut where too long."""
+    short = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
 def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, Any]:

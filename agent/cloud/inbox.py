@@ -219,7 +219,7 @@ class Inbox:
             "ok": outcome.ok,
             "applied": payload.plain(outcome.applied),
             "readback": payload.plain(outcome.readback),
-            "error": outcome.error,
+            "error": None if outcome.error is None else commands.readable(outcome.error),
             "result": _clean(outcome.result),
         }
 
@@ -321,7 +321,7 @@ class Inbox:
         ack = {
             "ver": settling.desired.ver,
             "applied": settling.applied,
-            "rejected": settling.rejected,
+            "rejected": {name: commands.readable(why) for name, why in settling.rejected.items()},
             "superseded": [],
         }
         if keep:
@@ -345,7 +345,9 @@ class Inbox:
     # -- audit --------------------------------------------------------------------------------------------------
 
     def _audit(self, what: str, by: str | None, said: str, *, refused: bool) -> None:
-        text = f"{what} by {by or 'somebody'}: {said}"
+        text = (
+            f"{commands.readable(what)} by {commands.readable(by or 'somebody')}: {commands.readable(said)}"
+        )
         name = "command_refused" if refused else "command"
         self.on_event(Event(None, name, "warning" if refused else "info", "raised", text, self.mono()))
 

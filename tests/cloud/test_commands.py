@@ -19,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.publish import single
 
-from agent.cloud.commands import Refused, judge, open_envelope, resend_range, to_ask
+from agent.cloud.commands import Refused, judge, open_envelope, readable, resend_range, to_ask
 from agent.cloud.worker import Cloud
 from agent.config.types import CommandsConfig, Secret
 from agent.runtime.clock import SystemClock
@@ -253,6 +253,12 @@ def test_an_end_beyond_what_the_database_counts_is_the_end() -> None:
     )
 
 
+def test_what_a_stranger_wrote_is_one_short_printable_line() -> None:
+    assert readable("there is no tag 'Ölstand' 温度") == "there is no tag 'Ölstand' 温度"
+    assert readable("x\n<0>kernel: \x1b[31m\0\ud800") == "x\\n<0>kernel: \\x1b[31m\\x00\\ud800"
+    assert readable("b" * 200_000) == "b" * 399 + "…"
+
+
 # -- over a broker --------------------------------------------------------------------------------------------------
 
 
@@ -315,11 +321,14 @@ def test_every_refusal_is_answered_and_an_event(mosquitto: Mosquitto, tmp_path: 
         ear.command("write", "skewed", age=60.0, valid=120.0, tag="press1/target", value=7)
         ear.command("format", "strange")
         ear.command("read", "unknown", tags=["press1/nothing"])
+        ear.command("read", "long", tags=["press1/" + 50_000 * "\n"])
+        assert len(ear.wait_for("resp/long")["error"]) < 2000
         said = {id_: ear.wait_for(f"resp/{id_}")["error"] for id_ in ("old", "skewed", "strange", "unknown")}
         assert said["old"] == "expired" and said["skewed"] == "skew"
         assert "format" in said["strange"] and "press1/nothing" in said["unknown"]
         assert agent.doors.asked == []
-        wait_until(lambda: [e.name for e in agent.events].count("command_refused") == 4, "the events")
+        wait_until(lambda: [e.name for e in agent.events].count("command_refused") == 5, "the events")
+        assert all(len(event.text) < 2000 and event.text.isprintable() for event in agent.events)
 
 
 @needs_mosquitto
