@@ -137,6 +137,7 @@ build() {
   "${pip[@]}" --find-links "$WHEELS" --only-binary=:all: --no-deps --require-hashes -r "$WHEELS/requirements.txt" ||
     { rm -rf "$folder"; die "the wheels in $WHEELS do not fit this machine's Python, or were changed"; }
   "${pip[@]}" --no-deps "$WHEEL" || { rm -rf "$folder"; die "$WHEEL cannot be installed"; }
+  sync -f "$folder" # a power cut after the flip must not find empty files
   echo "$CONTENT" > "$folder/.complete"
 }
 

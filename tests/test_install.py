@@ -156,10 +156,21 @@ def test_other_contents_under_the_same_version_leave_the_first_to_go_back_to(tmp
     assert link.readlink().name == "1.0"
 
 
-def test_a_folder_that_was_carried_here_installs_by_itself(tmp_path: Path) -> None:
+def test_a_folder_that_was_carried_here_installs_by_itself_and_is_on_disk_before_it_counts(
+    tmp_path: Path,
+) -> None:
     folder = wheelhouse(tmp_path / "a", "1.0")
-    subprocess.run([folder / "install.sh", "--root", tmp_path / "root"], check=True, capture_output=True)
-    assert Tree(tmp_path / "root").current() == "1.0"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sync").write_text(
+        f'#!/bin/sh\n[ ! -e "$2/.complete" ] && echo "$@" > {tmp_path}/synced\n'
+    )
+    (tmp_path / "bin/sync").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [folder / "install.sh", "--root", tmp_path / "root"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    tree = Tree(tmp_path / "root")
+    assert tree.current() == "1.0"
+    assert (tmp_path / "synced").read_text().strip() == f"-f {tree.root}/opt/edgetwin/1.0"
 
 
 def test_a_wheel_that_was_changed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
