@@ -409,7 +409,10 @@ class StrictTransactions(TransactionManager, asyncio.BufferedProtocol):
                 self._set_alarm(self.last_byte, waiting.until)
             return
         if self._given_up:
+            owed = self._rtu and self.owes(waiting.ask.unit, waiting.ask.function)
             self._note_late(data)
+            if owed and judged.pdu[0] & 0x80:
+                self._give_up(waiting)  # it may be the exception of an earlier request
         self._finish(waiting, judged.pdu)
 
     def _finish(self, waiting: Waiting, pdu: bytes) -> None:

@@ -164,6 +164,29 @@ def test_a_unit_that_refuses_the_loopback_is_read_again_after_a_late_reply() -> 
     run(test)
 
 
+def test_the_reply_behind_a_late_exception_is_not_taken_for_the_next_one() -> None:
+    """The exception of a request that was given up passes for the answer to the next; its own is still to come."""
+
+    async def test(server: FaultServer, port: Port) -> None:
+        first: list[Asked] = []
+
+        async def slow(here: Conversation, asked: Asked) -> None:
+            first.append(asked)
+            refused = here.frame(asked, bytes((asked.function | 0x80, 6)))
+            await asyncio.sleep(0.1)
+            await here.send(refused if len(first) == 1 else here.good(asked))
+
+        server.break_next(slow, 2)
+        assert isinstance(await port.read(100, 10, timeout=TIMEOUT), LinkFault)
+        met = await port.read(120, 5)
+        assert isinstance(met, Answer) and met.exception == 6
+        assert is_good(await port.read(140, 5))
+        assert is_good(await port.read(160, 5))
+        assert port.wrong == []
+
+    run(test)
+
+
 def test_frames_keep_their_distance() -> None:
     """3.5 characters at 9600 baud are 4 ms."""
 
