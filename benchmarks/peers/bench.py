@@ -86,6 +86,8 @@ def installed(key: str, peer: Peer, again: bool) -> dict[str, str]:
         kept.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(kept.read_text(encoding="utf-8"))
     assert isinstance(rows, dict)
+    if peer.shares:  # what is measured from nothing is the other one
+        rows.pop(FROM_NOTHING, None)
     return rows
 
 
