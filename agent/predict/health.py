@@ -76,13 +76,15 @@ class Health:
         self._places = min(WINDOW, max(WINDOW_LEAST, WINDOWS_TOGETHER // max(1, len(self._keys))))
         self._settings = np.zeros((len(self._keys), c.SETTINGS))
         self._settings[:, c.DEVICE] = -1.0
+        # What a loop counts for the PLC tells of the loop's modes and nothing of the device.
+        beats = {loop.heartbeat.tag for loop in config.loops.values() if loop.heartbeat is not None}
         for name in dict.fromkeys(device for device, _ in self._keys):
             mine = {tag: slot for slot, (device, tag) in enumerate(self._keys) if device == name}
             setting = config.health.get(name)
             if setting is None:
                 if config.health:
                     continue  # a `health:` section names the devices that are scored
-                setting = HealthConfig(tags=tuple(mine))
+                setting = HealthConfig(tags=tuple(tag for tag in mine if (name, tag) not in beats))
             slots = np.array([mine[tag] for tag in setting.tags if tag in mine], dtype=np.int64)
             if slots.size:
                 warmup = max(setting.warmup, 2 * c.MOVES_WANTED)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agent.config.types import Config, Device, HealthConfig, Tag, Url
+from agent.config.types import Config, Device, HealthConfig, Heartbeat, LoopConfig, Tag, Url
 from agent.predict import columns as c
 from agent.predict.health import Health
 from agent.predict.predictor import Predictor
@@ -140,6 +140,24 @@ def test_given_coefficients_hold_for_each_tag_too() -> None:
     assert list(view.tags.values()) == one.health.scores().tolist()
     assert view.score == view.tags["tag1"] == min(one.health.scores()) < 0.5
     assert view.causes[0] == "tag1"
+
+
+def test_a_loop_s_heartbeat_is_no_sign_of_health_unless_it_is_named() -> None:
+    """It stops and starts anew with the loop's modes."""
+    keys = [("press", "a"), ("press", "beat")]
+    loop = LoopConfig("l", keys[0], keys[0], 0.0, (0.0, 1.0), heartbeat=Heartbeat(keys[1], 3.0))
+    device = Device("press", Url("tcp://h", "tcp"), tags={name: tag(name) for _, name in keys})
+    plain = Config("x", None, None, devices={"press": device}, loops={"l": loop})
+    named = Config(
+        "x",
+        None,
+        None,
+        devices={"press": device},
+        loops={"l": loop},
+        health={"press": HealthConfig(tags=("a", "beat"))},
+    )
+    found = [Health(one, keys, Predictor(keys, np.ones(2))).views()["press"].tags for one in (plain, named)]
+    assert [list(tags) for tags in found] == [["a"], ["a", "beat"]]
 
 
 def test_two_quantiles_set_the_logistic() -> None:
