@@ -246,9 +246,10 @@ def _tell_shared(
     block = blocks[device]["tags"][tag.name]
     line = line_of(blocks[other_device]["tags"][other].here)
     name = other if other_device == device else f"{other_device}/{other}"
+    register = "register" if tag.bits is None and tag.bit is None else "bit of a register"
     found.add(
         block.here,
         block.path,
-        f"it writes a {'coil' if tag.table == 'coil' else 'bit of a register'} that {name} ({line}) writes too",
+        f"it writes a {'coil' if tag.table == 'coil' else register} that {name} ({line}) writes too",
         "let one tag write it",
     )
