@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.config.types import LoopConfig, PageConfig
 from agent.page.http import Page
+from agent.page.tokens import TokenGuard
 from agent.page.view import Sources
 from agent.runtime.clock import Clock
 from agent.twin.history import Point
@@ -95,7 +96,7 @@ class Front:
     async def _open_page(self) -> asyncio.Server | None:
         if self._page is None:
             return None
-        page = Page(self._page, self._sources, self._token)
+        page = Page(self._page, self._sources, TokenGuard(self._token) if self._token else None)
         host, port = self._page.host, self._page.port
         try:
             server = await asyncio.start_server(page.talk, host, port, limit=page.limit, backlog=BACKLOG)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import ipaddress
 import json
 import logging
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from agent.config.types import PageConfig
 from agent.page import metrics, view, wire
+from agent.page.tokens import TokenGuard
 from agent.page.view import Sources
 from agent.page.wire import Answer, Refused, Request
 from agent.twin.records import Ask
@@ -29,7 +29,6 @@ MOST_CONNECTIONS, MOST_STREAMS = 16, 8
 LIVE_EVERY = 1.0
 STATUS_FRESH = 0.9
 WORK_PATIENCE = 10.0
-WRONG_TOKENS, LOCKED_FOR = 5, 60.0
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
@@ -45,13 +44,11 @@ class Page:
 
     config: PageConfig
     sources: Sources
-    token: str | None
+    guard: TokenGuard | None
     port: int = 0
     limit: int = wire.HEADER_LIMIT
     _connections: int = 0
     _streams: int = 0
-    _wrong: list[float] = field(default_factory=list)
-    _locked_until: float = -math.inf
     _status_at: float = -math.inf
     _status_task: asyncio.Task[dict[str, Any]] | None = None
     _files: dict[str, tuple[bytes, str]] = field(default_factory=dict)
@@ -63,7 +60,8 @@ class Page:
         try:
             if self._connections > MOST_CONNECTIONS:
                 raise Refused(503, "too many connections")
-            request = await asyncio.wait_for(wire.read(reader), READ_PATIENCE)
+            peer = writer.get_extra_info("peername") or ("",)  # none: it is gone already
+            request = await asyncio.wait_for(wire.read(reader, client=str(peer[0])), READ_PATIENCE)
             head_only = request.method == "HEAD"
             self._check_host(request)
             if request.path == "/events" and request.method == "GET":
@@ -188,12 +186,13 @@ class Page:
 
     async def _loop(self, request: Request) -> dict[str, Any]:
         """Changes a loop's mode or setpoint: only with `control: true`, the token, and from this page itself."""
-        if not self.config.control or not self.token:
+        if not self.config.control or self.guard is None:
             raise Refused(403, "this page is read-only (page.control)")
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
             raise Refused(403, "a request from another site")
-        self._check_token(request.headers.get("authorization", "").removeprefix("Bearer "))
+        given = request.headers.get("authorization", "").partition(" ")[2]
+        self.guard.check(given, request.client, self.sources.clock.mono())
         loop, mode, setpoint = _wish(request.body)
         deadline = self.sources.clock.mono() + WORK_PATIENCE
         ask = Ask("loop", "page", deadline, by="page", loop=loop, mode=mode, setpoint=setpoint)
@@ -202,22 +201,6 @@ class Page:
         except TimeoutError:
             raise Refused(503, "the agent does not answer") from None
         return {"ok": outcome.ok, "error": outcome.error}
-
-    def _check_token(self, given: str) -> None:
-        """Five wrong ones within a minute lock it for a minute from the last on, for the right one too."""
-        now = self.sources.clock.mono()
-        if now < self._locked_until:
-            raise Refused(429, "locked for a minute after five wrong tokens")
-        assert self.token is not None
-        if hmac.compare_digest(given.encode(), self.token.encode()):
-            self._wrong.clear()
-            return
-        self._wrong = [t for t in self._wrong if now - t < LOCKED_FOR] + [now]
-        if len(self._wrong) >= WRONG_TOKENS:
-            self._wrong.clear()
-            self._locked_until = now + LOCKED_FOR
-            log.warning("the page's control is locked for a minute: %d wrong tokens", WRONG_TOKENS)
-        raise Refused(403, "wrong token")
 
 
 def _is_address(text: str) -> bool:

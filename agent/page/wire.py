@@ -50,6 +50,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes = b""
+    client: str = ""  # the address that it came from
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,11 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-async def read(reader: asyncio.StreamReader) -> Request:
-    """One request. Raises Refused for one that is none or too long, IncompleteReadError for one that breaks off."""
+async def read(reader: asyncio.StreamReader, *, client: str) -> Request:
+    """One request of `client`, an address.
+
+    Raises Refused for one that is none or too long, IncompleteReadError for one that breaks off.
+    """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -86,7 +90,7 @@ async def read(reader: asyncio.StreamReader) -> Request:
         query = dict(parse_qsl(url.query, max_num_fields=20))
     except ValueError:
         raise Refused(400, "no address of this page") from None
-    return Request(parts[0], url.path, query, headers, body)
+    return Request(parts[0], url.path, query, headers, body, client)
 
 
 async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

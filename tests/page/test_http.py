@@ -14,6 +14,8 @@ from agent.config.types import PageConfig
 from agent.page import http as page_http
 from agent.page import wire
 from agent.page.front import Front
+from agent.page.tokens import MOST_CLIENTS, WRONG_TOKENS, TokenGuard
+from agent.page.wire import Refused
 from agent.runtime.clock import FakeClock
 from agent.twin.records import Outcome
 from tests.page.harness import Plant, get, plant, raw, serving
@@ -191,7 +193,7 @@ def test_other_methods_are_refused(front: Front, method: str) -> None:
 def test_a_foreign_host_is_refused(listen: str, host: str, status: int) -> None:
     """A browser that was led here by another site's name sends that name."""
     behind = plant()
-    page = page_http.Page(PageConfig(listen, 0), sources=None, token=None)  # type: ignore[arg-type]
+    page = page_http.Page(PageConfig(listen, 0), sources=None, guard=None)  # type: ignore[arg-type]
     request = wire.Request("GET", "/", {}, {"host": host})
     if status == 200:
         page._check_host(request)
@@ -365,10 +367,27 @@ def test_five_wrong_tokens_lock_it_for_a_minute_for_the_right_one_too(tmp_path: 
         assert post("secret") == 200  # and the count begins anew
         for _ in range(5):
             clock.advance(10.0)
-            assert post("") == 403
+            assert post("guess") == 403
         assert post("secret") == 429
         clock.advance(59.0)
         assert post("secret") == 429
         clock.advance(1.5)
         assert post("secret") == 200
-    assert len(behind.asked) == 2
+        for _ in range(10):  # who shows none guesses at none
+            assert post("") == 403
+        assert post("secret") == 200
+    assert len(behind.asked) == 3
+
+
+def test_whoever_guesses_locks_out_no_other() -> None:
+    guard = TokenGuard("secret")
+    for _ in range(WRONG_TOKENS):
+        with pytest.raises(Refused, match="wrong token"):
+            guard.check("guess", "10.0.0.9", 0.0)
+    with pytest.raises(Refused, match="locked"):
+        guard.check("secret", "10.0.0.9", 1.0)
+    guard.check("secret", "10.0.0.7", 1.0)
+    for other in range(MOST_CLIENTS):  # what is remembered has a bound
+        with pytest.raises(Refused, match="wrong token"):
+            guard.check("guess", f"10.1.{other // 256}.{other % 256}", 2.0)
+    guard.check("secret", "10.0.0.9", 3.0)
