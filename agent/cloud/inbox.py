@@ -338,6 +338,11 @@ class Inbox:
         self.outbox.put(DESIRED_FACT, ack)
         self._publish_ack(ack)
 
+    def retell(self) -> None:
+        """The last acknowledgement again, at every connect: the broker may be another one."""
+        if self._ack is not None and self.config.commands.enabled:
+            self._publish_ack(self._ack)
+
     def _publish_ack(self, ack: Mapping[str, Any]) -> None:
         body = self.stamp().head(self.mono()) | dict(ack)
         self.send(Out(self.topics.desired_ack, payload.encode(body), retain=True, again=True))

@@ -400,6 +400,7 @@ class Cloud:
 
     def _birth(self) -> None:
         self._publisher.connected(self._clock.mono(), self._backlog())
+        self._inbox.retell()
 
     def _on_lost(self, lost: Disconnected) -> None:
         now = self._clock.mono()
