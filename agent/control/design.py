@@ -12,8 +12,9 @@ from agent.config.types import ModelConfig
 from agent.control import columns as c
 from agent.control.process import Process, held, split_delay
 
-MOST_INTERVALS = 60
-"""In dead time and lags together; a loop that steps more often than that plans every second, third ... step."""
+MOST_INTERVALS = 30
+"""In dead time and lags together; a loop that steps more often than that plans every second, third ... step. With more
+the moves of a plan are over long before the PV shows them: a zero that the model lacks makes it swing."""
 TRUST, DRIFT = 0.4, 0.075
 """Shares of a surprise; a DRIFT above TRUST / 5 is fragile."""
 REACH = 0.7
@@ -25,9 +26,11 @@ AFTER_DEAD = 12
 """Intervals of the horizon after the dead time: at least, and with an integrator."""
 MOVE_WEIGHT = 0.3
 """Of a move against the mean square of the step response."""
-FLAT_WEIGHT = 3.2
+FLAT_WEIGHT = 0.012
 """Added to it for two lags that are alike, and for a swing: a response that starts flat asks for large moves at first,
-just where a process with more lags, or with a zero, is another one than its model."""
+just where a process with more lags, or with a zero, is another one than its model. Times the square of the intervals
+in the lags and in the dead time, where more lags show: in half as long an interval a move is half as large at the
+same rate of the output, and counts a quarter, while errors count the same. A swing's dead time is one."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def design(
     later = [np.concatenate([np.zeros(j), response[: horizon - j]]) for j in range(c.MOVES)]
     acting = np.array(later)[:, dead:]
     weight = acting @ acting.T
-    weight += penalty * _move_weight(model) * float(np.mean(response[dead:] ** 2)) * np.eye(c.MOVES)
+    weight += penalty * _move_weight(model, interval) * float(np.mean(response[dead:] ** 2)) * np.eye(c.MOVES)
     share = math.exp(-interval / approach)
     par = np.array([*a, *b, dead, TRUST, DRIFT, share, *limits, rate, interval])
     window = 12.0 * (dead * interval + approach + 3.0 * interval)
@@ -85,18 +88,27 @@ def design(
 
 def interval_of(model: ModelConfig, period: float) -> float:
     """Seconds between two plans of a loop that steps every `period` seconds."""
-    lags = model.t2 if model.integrating else model.t1 + model.t2
+    return period * max(1, math.ceil(_span(model) / (MOST_INTERVALS * period)))
+
+
+def _span(model: ModelConfig) -> float:
+    """Dead time and lags together, in seconds."""
+    return model.delay + _lags(model)
+
+
+def _lags(model: ModelConfig) -> float:
+    """In seconds; half a turn of a swing."""
     if model.damping < 1.0:
-        lags = math.pi * model.t1
-    return period * max(1, math.ceil((model.delay + lags) / (MOST_INTERVALS * period)))
+        return math.pi * model.t1
+    return model.t2 if model.integrating else model.t1 + model.t2
 
 
-def _move_weight(model: ModelConfig) -> float:
+def _move_weight(model: ModelConfig, interval: float) -> float:
+    if model.damping < 1.0:
+        return MOVE_WEIGHT + FLAT_WEIGHT * (_lags(model) / interval) ** 2
     both = (model.t1 + model.t2) ** 2
     alike = 4.0 * model.t1 * model.t2 / both if both > 0.0 and not model.integrating else 0.0
-    if model.damping < 1.0:
-        alike = 1.0
-    return MOVE_WEIGHT + FLAT_WEIGHT * alike
+    return MOVE_WEIGHT + FLAT_WEIGHT * alike * (_span(model) / interval) ** 2
 
 
 def _step_response(model: ModelConfig, interval: float, steps: int) -> NDArray[np.float64]:

@@ -154,6 +154,24 @@ def test_samples_that_are_late_or_lost_do_not_upset_it(offset: float) -> None:
     assert process.pv == pytest.approx(offset + 1.0, abs=0.02)
 
 
+@pytest.mark.parametrize("times", [0.5, 1.0, 1.5, 2.0, 3.0, 8.0])
+def test_a_zero_that_the_model_lacks_is_borne_however_often_the_loop_steps(times: float) -> None:
+    """1.3 (1 - 3s)/((10s + 1)(5s + 1)) e^-s as a sum of two lags, and the model that is identified for it."""
+    model = ModelConfig(k=1.0, t1=11.3 * times, t2=3.6 * times, delay=3.8 * times)
+    parts = [
+        Process(ModelConfig(k=1.3 * share, t1=t1 * times, delay=times), 1.0, pv=0.0, out=0.0)
+        for share, t1 in ((13.0 / 5.0, 10.0), (-8.0 / 5.0, 5.0))
+    ]
+    controller = Mpc(design(model, 1.0, limits=(-2.0, 2.0)))
+    controller.take_over(0.0, 0.0, 0.0, 0.0)
+    pv = [0.0]
+    for _ in range(round(200 * times)):
+        out = controller.step(1.0, pv[-1], 0.0, 1.0, 1.0)
+        pv.append(sum(part.step(out) for part in parts))
+    assert max(pv) < 1.15
+    assert pv[-1] == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_gain_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="gain 0"):
         design(ModelConfig(k=0.0), 1.0, limits=(0.0, 1.0))
