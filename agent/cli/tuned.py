@@ -34,13 +34,7 @@ def report(found: Tuning, chosen: str | None, source: str) -> str:
     row = found.rows.get(chosen or "")
     if row is not None:
         lines += ["", f"for the configuration ({row.name}):"]
-        wanted = settings(found, row)
-        lines += [f"    {key}: {flow(value)}" for key, value in wanted.items()]
-        if "action" in wanted:
-            lines.append(
-                f"note: the configuration says action: {found.loop.action}, and by this record it is the other way "
-                "round; make sure which is true before a loop acts on it"
-            )
+        lines += [f"    {key}: {flow(value)}" for key, value in settings(found, row).items()]
     return "\n".join(lines)
 
 

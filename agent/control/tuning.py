@@ -38,7 +38,7 @@ def tune(record: Record, loop: LoopConfig, period: float) -> Tuning:
 
     Raises ValueError, in words for the user, for a record with nothing in it to identify.
     """
-    found = identify(record)
+    found = _doubted(identify(record), loop)
     model = tidied(found.model)
     if found.grade == "poor" or model.k == 0.0:
         return Tuning(loop, period, found, model, {}, None)
@@ -46,6 +46,22 @@ def tune(record: Record, loop: LoopConfig, period: float) -> Tuning:
     trusted = found.grade == "good" or model.damping < 1.0
     wanted = "ms" if "ms" in rows and trusted else "simc" if "simc" in rows else None
     return Tuning(loop, period, found, model, rows, wanted)
+
+
+def _doubted(found: Identified, loop: LoopConfig) -> Identified:
+    """No better than fair where the process acts the other way than the configuration says: one of them is wrong.
+
+    A disturbance in step with the output's own moves can turn a gain round, and all errors look small.
+    """
+    k = found.model.k
+    if found.grade == "poor" or k == 0.0 or (k > 0.0) == (loop.action == "reverse"):
+        return found
+    why = (
+        f"the configuration says action: {loop.action}, and by this record it is the other way round; make sure which "
+        "is true before a loop acts on it"
+    )
+    model = dataclasses.replace(found.model, grade="fair")
+    return dataclasses.replace(found, model=model, why=(*found.why, why))
 
 
 def compare(model: ModelConfig, runs: Plan) -> dict[str, Scores]:
