@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from agent.config.types import Config, ControllerConfig, LoopConfig, ModelConfig
-from agent.control.compare import Plan, Run, plan, score, simulate, with_gains
+from agent.control.compare import Plan, Run, Scores, plan, score, simulate, with_gains
 from agent.control.design import Design, design, interval_of
 from agent.control.gains import Gains, simc
 from agent.control.mpc import Mpc
@@ -25,7 +27,7 @@ MOST_TRAVEL = 2.0
 """Times the way that the output goes under the PID."""
 PENALTIES = (1.0, 4.0, 16.0, 64.0)
 """Of a move: tried where the first makes the loop fragile or the output restless."""
-HURRIES = (0.5, 0.6, 0.7, 0.85, 1.0)
+HURRIES = (0.5, 0.6, 0.7, 0.85)
 """Shares of the time in which the setpoint is approached by rule: the rule is one for every process, and what a single
 one bears, the more so one with lags and little dead time, is only known from its simulation."""
 MOST_OVERSHOOT = 0.03
@@ -108,34 +110,46 @@ def _gains(model: ModelConfig, period: float) -> Gains | None:
 def _choice(
     config: LoopConfig, model: ModelConfig, period: float, runs: Plan, most: float
 ) -> tuple[Design | None, float]:
-    """(of the designs that pass the one with the least error; how fragile the least fragile is).
+    """(the design that is wanted if it passes, else of those that pass the one with the least error; how fragile).
 
-    For each penalty from the quickest approach on: a slower one leaves more error, so the first that passes is its
-    best. Dearer moves are tried only where none but a slow one passes with the cheapest.
+    Where one that approaches the setpoint by rule passes, the quickest that passes too stands in its place.
     """
-    speeds = [(False, hurry) for hurry in HURRIES] if model.grade == "good" else []
+    rate = math.inf if config.rate is None else config.rate
+    speeds = (False, True) if model.grade == "good" else (True,)
     best: tuple[float, Design | None] = (math.inf, None)
     least = math.inf
-    for penalty in PENALTIES:
-        for slow, hurry in (*speeds, (True, 1.0)):
-            found = _design(config, model, period, slow=slow, penalty=penalty, hurry=hurry)
-            if _travel(simulate(Mpc(found), model, runs)) > most:
-                continue
-            scores = score("", functools.partial(Mpc, found), model, runs)
-            least = min(least, scores.worst)
-            if scores.worst <= FRAGILE and (hurry == 1.0 or scores.overshoot <= MOST_OVERSHOOT):
-                best = min(best, (scores.iae_setpoint + scores.iae_load, found), key=lambda one: one[0])
-                break
-        if penalty == PENALTIES[0] and best[1] is not None and slow != bool(speeds):
+    for slow, penalty in itertools.product(speeds, PENALTIES):
+        make = functools.partial(design, model, period, limits=config.limits, rate=rate, penalty=penalty)
+        found = make(slow=slow)
+        scores = _judged(found, runs, most)
+        if scores is None:
+            continue
+        least = min(least, scores.worst)
+        if scores.worst > FRAGILE:
+            continue
+        if not slow:
+            found, scores = _hurried(make, runs, most) or (found, scores)
+        best = min(best, (scores.iae_setpoint + scores.iae_load, found), key=lambda one: one[0])
+        if (slow, penalty) == (speeds[0], PENALTIES[0]):
             break
     return best[1], least
 
 
-def _design(
-    config: LoopConfig, model: ModelConfig, period: float, *, slow: bool, penalty: float, hurry: float
-) -> Design:
-    rate = math.inf if config.rate is None else config.rate
-    return design(model, period, limits=config.limits, rate=rate, slow=slow, penalty=penalty, hurry=hurry)
+def _hurried(make: Callable[..., Design], runs: Plan, most: float) -> tuple[Design, Scores] | None:
+    """The quickest that passes: a slower one leaves more error."""
+    for hurry in HURRIES:
+        found = make(hurry=hurry)
+        scores = _judged(found, runs, most)
+        if scores is not None and scores.worst <= FRAGILE and scores.overshoot <= MOST_OVERSHOOT:
+            return found, scores
+    return None
+
+
+def _judged(found: Design, runs: Plan, most: float) -> Scores | None:
+    """None where its output moves more than `most`."""
+    if _travel(simulate(Mpc(found), found.model, runs)) > most:
+        return None
+    return score("", functools.partial(Mpc, found), found.model, runs)
 
 
 def _travel(run: Run) -> float:
