@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -25,13 +26,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 FOLDER = "edgetwin-kernels"
 MANIFEST = "MANIFEST"
+LOCK = "LOCK"
+LONGEST_WAIT = 120.0
+"""Seconds that `warm` waits for another process that compiles: longer than that takes on a small board."""
 WARM = "WARM"
 """Holds what `_sources` said when every kernel had been compiled into the cache."""
 FORCE = "EDGETWIN_KERNELS"
@@ -117,16 +121,41 @@ def choose(compiled: F, reference: F) -> F:
 def warm() -> list[tuple[str, float]]:
     """Imports (so: compiles or loads) every kernel of the package and makes the cache durable.
 
+    One process at a time: of two that compile into one cache, each takes the other's files for damage.
+
     Returns the kernels' names and seconds each took. Raises nothing for a machine's faults: see `problems`.
     """
     package = Path(__file__).parent
-    for path in _kernel_files():
-        importlib.import_module(".".join(path.relative_to(package.parent).with_suffix("").parts))
-    seal()
-    if kept():
-        with contextlib.suppress(OSError):  # then the next `cold` says so once more
-            (cast(Path, _loader.folder) / WARM).write_text(_sources())
+    with _alone():
+        for path in _kernel_files():
+            importlib.import_module(".".join(path.relative_to(package.parent).with_suffix("").parts))
+        seal()
+        if kept():
+            with contextlib.suppress(OSError):  # then the next `cold` says so once more
+                (cast(Path, _loader.folder) / WARM).write_text(_sources())
     return list(_loader.timings)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Holds the cache for this process; after LONGEST_WAIT, and where nothing can be written, goes on without."""
+    folder = cache_folder()
+    with contextlib.ExitStack() as held:
+        if folder is not None and not _unwritable(folder):
+            with contextlib.suppress(OSError):
+                # beside the folder, which may be thrown away
+                lock = held.enter_context((folder.parent / f"{folder.name}.{LOCK}").open("ab"))
+                _wait_for(lock)
+        yield
+
+
+def _wait_for(lock: IO[bytes]) -> None:
+    end = time.monotonic() + LONGEST_WAIT
+    while time.monotonic() < end:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
 
 
 def cold() -> bool:

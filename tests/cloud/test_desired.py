@@ -107,17 +107,20 @@ class Test:
             assert acked(late, 4)["applied"] == ["press1/target"], "the acknowledgement is retained"
 
     def test_a_broker_that_forgot_it_gets_the_acknowledgement_again(self, tmp_path: Path) -> None:
-        with Mosquitto(tmp_path) as broker, TcpProxy(broker.port) as proxy:
-            with Agent(make_config(proxy.url), tmp_path) as agent:
-                with Ear(broker.url) as ear:
-                    agent.wait_online()
-                    desired(ear, 5, press1__target=1)
-                    acked(ear, 5)
-                broker.kill()
-                broker.start()
-                with Ear(broker.url) as ear:
-                    assert acked(ear, 5)["applied"] == ["press1/target"]
-                    assert ear.of("desired") == [ear.last("desired/ack")]  # what was wished is forgotten
+        with (
+            Mosquitto(tmp_path) as broker,
+            TcpProxy(broker.port) as proxy,
+            Agent(make_config(proxy.url), tmp_path) as agent,
+        ):
+            with Ear(broker.url) as ear:
+                agent.wait_online()
+                desired(ear, 5, press1__target=1)
+                acked(ear, 5)
+            broker.kill()
+            broker.start()
+            with Ear(broker.url) as ear:
+                assert acked(ear, 5)["applied"] == ["press1/target"]
+                assert ear.of("desired") == [ear.last("desired/ack")]  # what was wished is forgotten
 
     def test_a_version_that_was_handled_is_never_applied_again(self, tmp_path: Path) -> None:
         with Mosquitto(tmp_path) as broker, TcpProxy(broker.port) as proxy, Ear(broker.url) as ear:
