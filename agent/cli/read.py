@@ -14,6 +14,7 @@ from typing import Any
 from agent.cli.fault import Failure
 from agent.cli.load import load_or_fail
 from agent.config.paths import socket_candidates
+from agent.config.printable import printable
 from agent.config.types import Config
 from agent.twin.records import Key
 
@@ -169,13 +170,8 @@ def _as_text(config: Config, body: dict[str, Any], orders: bool) -> list[str]:
     return lines
 
 
-def visible(text: str) -> str:
-    """Text of a device as a terminal may be given it: what is no printable letter is shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _shown(value: Any, states: Mapping[int, str]) -> str:
     if isinstance(value, str):
-        return visible(value)
+        return printable(value)
     text = states.get(value) if isinstance(value, int) else None
     return f"{value} ({text})" if text else str(value)

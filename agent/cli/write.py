@@ -8,8 +8,9 @@ import sys
 
 from agent.cli.fault import Failure
 from agent.cli.load import load_or_fail
-from agent.cli.read import lines_of, resolve, visible
+from agent.cli.read import lines_of, resolve
 from agent.config.paths import socket_candidates
+from agent.config.printable import printable
 from agent.config.types import Config, Tag
 from agent.twin.records import Key, Outcome, Plain
 
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         outcome = asyncio.run(_direct(config, key, value))
     if not outcome.ok:
         raise Failure(outcome.error or "not written")
-    shown = f", read back {visible(str(outcome.readback))}" if outcome.readback is not None else ""
+    shown = f", read back {printable(str(outcome.readback))}" if outcome.readback is not None else ""
     print(f"{args.tag} = {outcome.applied}{shown}")
     return 0
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.cloud.payload import ZLIB_MARK, decode
+from agent.config.printable import cut, printable
 from agent.config.scalars import Wrong, duration
 from agent.config.types import CommandsConfig, Config
 from agent.twin.records import Ask, Key, Plain
@@ -57,8 +58,7 @@ class Command:
 
 def readable(text: str) -> str:
     """Words that hold what a stranger wrote, fit for a line of the log: printable, on one line, cut where too long."""
-    short = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return printable(cut(text, LONGEST_TEXT))
 
 
 def open_envelope(topic: str, payload: bytes, key: bytes | None) -> dict[str, Any]:

@@ -205,9 +205,7 @@ class Sender:
         """The broker has a message, or does not want it: then it waits (an ACL can be put right) or is set aside."""
         token = acked.token
         if isinstance(token, _Part):
-            if (
-                acked.refused is not None
-            ):  # the batch is as good as refused: its other parts tell nothing of this one
+            if acked.refused is not None:  # and so is the batch, whatever becomes of its other parts
                 self._spoiled[_key(token.of)] = acked
             return
         acked = self._spoiled.pop(_key(token), acked)

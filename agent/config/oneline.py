@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from agent.config import scalars
 from agent.config.fields import ORDERS, PLACES, TYPES
+from agent.config.printable import printable
 from agent.config.scalars import Wrong, shown
 from agent.config.types import REGISTERS, Problem
 from agent.config.walker import nearest
@@ -238,8 +239,7 @@ def _where(path: str, line: OneLine) -> str:
 
 
 def _tag_option(words: str) -> str:
-    printable = "".join(c if c.isprintable() else "�" for c in words)
-    return f"--tag '{printable}'"
+    return f"--tag '{printable(words)}'"
 
 
 def _flow(entries: Entries) -> str:

@@ -9,6 +9,8 @@ import math
 import re
 from decimal import Decimal, InvalidOperation
 
+from agent.config.printable import cut, printable
+
 _INTEGER = re.compile(r"[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0o[0-7_]+|[0-9][0-9_]*)")
 _NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+(?![.eE0-9_])")
@@ -26,6 +28,8 @@ DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 SIZE_UNITS |= {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MOST_DIGITS = 80
+MOST_SHOWN = 40
+"""Characters of a text that a message shows."""
 
 
 class Wrong(ValueError):
@@ -37,9 +41,8 @@ class Wrong(ValueError):
 
 
 def shown(text: str) -> str:
-    """Text for a message: on one line, cut at 40 characters, in quotes."""
-    short = text if len(text) <= 40 else text[:37] + "…"
-    return '"' + "".join(c if c.isprintable() else "�" for c in short) + '"'
+    """Text for a message: on one line, cut where too long, in quotes."""
+    return f'"{printable(cut(text, MOST_SHOWN))}"'
 
 
 def boolean(text: str) -> bool:

@@ -27,6 +27,7 @@ from agent.config.kinds import (
     Whole,
 )
 from agent.config.nodes import Node
+from agent.config.printable import printable
 from agent.config.scalars import Wrong, shown
 from agent.config.types import Avoid, Problem
 
@@ -358,7 +359,7 @@ def _mapping(node: Node, path: str, found: Findings, what: str) -> Iterable[tupl
 
 def join(path: str, key: str) -> str:
     """A dotted path and one key more, kept short and printable."""
-    short = "".join(c if c.isprintable() else "�" for c in key[:64])
+    short = printable(key[:64])
     return f"{path}.{short}" if path else short
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from agent.config.printable import printable
 from agent.config.types import Url
 from agent.modbus.faults import ABSENT, LinkFault, exception_words
 from agent.modbus.framers import Answer
@@ -189,7 +190,7 @@ def identification(payload: bytes) -> tuple[dict[str, str], int | None]:
         if at + 2 > len(payload) or at + 2 + payload[at + 1] > len(payload):
             break
         number, size = payload[at], payload[at + 1]
-        text = printable(payload[at + 2 : at + 2 + size])
+        text = text_of(payload[at + 2 : at + 2 + size])
         if text:
             objects[OBJECTS[number] if number < len(OBJECTS) else f"object_{number}"] = text
         at += 2 + size
@@ -205,13 +206,12 @@ def server_id(payload: bytes) -> str | None:
     if not data:
         return None
     letters = bytes(byte for byte in data if 0x20 <= byte < 0x7F)
-    return printable(letters) if len(letters) >= max(3, len(data) // 2) else data.hex(" ")
+    return text_of(letters) if len(letters) >= max(3, len(data) // 2) else data.hex(" ")
 
 
-def printable(data: bytes) -> str:
-    """Bytes as text without what surrounds it; what cannot be printed is shown escaped."""
-    text = data.decode("utf-8", "backslashreplace").strip("\0 \t\r\n")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def text_of(data: bytes) -> str:
+    """Bytes as text without what surrounds it, as a terminal may show it."""
+    return printable(data.decode("utf-8", "backslashreplace").strip("\0 \t\r\n"))
 
 
 def ignores_units(found: list[Found], asked: int) -> bool:

@@ -238,9 +238,8 @@ def judge(s: Floats, ring: Floats, horizon: Ints, errors: Floats, band: Floats, 
         elif ring[slot, c.HALF] > floor:  # at the floor a smaller multiple would change nothing
             band[j, c.Q] = max(band[j, c.Q] * np.exp(-gain * alpha), 1e-3)
         band[j, c.COUNT] += 1.0
-        if (
-            s[c.SEEN] - (h - 1) >= c.FIRST_FORECAST
-        ):  # SEEN is still without this sample: it was shown h steps ago
+        # SEEN is still without this sample: the forecast was shown h steps ago
+        if s[c.SEEN] - (h - 1) >= c.FIRST_FORECAST:
             band[j, c.JUDGED_SHOWN] += 1.0
             band[j, c.SUM_ERROR] += error
             band[j, c.SUM_LAST] += abs(s[c.REAL] - ring[slot, 0])

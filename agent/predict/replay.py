@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.config.printable import cut, printable
 from agent.config.types import Config, Device, HealthConfig, PredictConfig, Tag, Url
 from agent.predict.health import Health
 from agent.predict.predictor import Predictor, for_config
@@ -185,8 +186,7 @@ def seconds(text: str) -> float:
 
 def _quoted(text: str) -> str:
     """A cell as it stands in a message: on one line, and no longer than helps (a quote left open takes in the rest)."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    return f"'{plain}'" if len(plain) <= SHOWN else f"'{plain[:SHOWN]}…'"
+    return f"'{printable(cut(text, SHOWN))}'"
 
 
 def _other_comma(header: list[str]) -> str:

@@ -21,9 +21,9 @@ from agent.modbus.discover import (
     Unreachable,
     identification,
     ignores_units,
-    printable,
     scan,
     server_id,
+    text_of,
 )
 from agent.modbus.guesses import Shape, device_block, guesses, pairs, plausible, runs
 from agent.modbus.orders import readings
@@ -176,8 +176,8 @@ def test_server_ids_and_texts() -> None:
     assert server_id(b"\x00") is None
     assert server_id(b"\x02\x11\xff") == "11 ff"
     assert server_id(b"\x06\x01EM24\xff") == "EM24"
-    assert printable(b" A\x1b[1mB\0\0") == "A\\x1b[1mB"
-    assert printable(b"\xff\xfe") == "\\xff\\xfe"
+    assert text_of(b" A\x1b[1mB\0\0") == "A\\x1b[1mB"
+    assert text_of(b"\xff\xfe") == "\\xff\\xfe"
 
 
 def test_a_host_that_does_not_look_at_units_is_told() -> None:

@@ -228,8 +228,8 @@ def test_time_zones_in_the_file_are_respected() -> None:
         ("inf,1.0", "line 7: 'inf' is no time"),
         ("5,much", "line 7: 'much' in column y is no number"),
         ("5,inf", "line 7: 'inf' in column y is no finite number"),
-        ('5,"1\n2"', "line 7: '1 2' in column y is no number"),
-        ("5," + 60 * "x", "line 7: '" + 40 * "x" + "…' in column y is no number"),
+        ('5,"1\n2"', "line 7: '1\\n2' in column y is no number"),
+        ("5," + 60 * "x", "line 7: '" + 39 * "x" + "…' in column y is no number"),
         ("4,1.0", "line 7: the time 4 stood in the row before already"),
     ],
 )
