@@ -60,7 +60,7 @@ $(STAMP): $(RUNS)
 	$(PIP) --require-hashes --only-binary=:all: --no-compile -r requirements.lock
 	touch $@
 
-# Edgetwin beside the tools that its users know: about an hour. ARGS="--quick" takes a few minutes, --help says more.
+# Edgetwin beside the tools that its users know: an hour and a quarter. ARGS="--quick" takes a few minutes, --help says more.
 bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers/bench.py $(ARGS)
 

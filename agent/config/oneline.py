@@ -71,7 +71,7 @@ def text(line: OneLine) -> str:
     """The configuration as YAML. Raises Wrong, in words of the command line, where a tag cannot be understood."""
     tags = _all_tags(line)
     lines = [
-        "# Made by `edgetwin try`; it reads and writes nothing. `edgetwin check` tells what is wrong after a change.",
+        "# Made by `edgetwin try`, which only reads. After a change `edgetwin check` tells what is wrong.",
         f"gateway: {_word(line.gateway)}",
         f"state_dir: {_word(line.state_dir)}",
         "mqtt:",
