@@ -1,6 +1,6 @@
 """Edgetwin beside the tools that its users know, each with the same work in one run, as a Markdown table.
 
-    make bench-peers                                   # all of it: an hour and a quarter; ARGS="--quick" takes a few minutes
+    make bench-peers                                   # all: 77 minutes; ARGS="--quick" takes a few
     .venv/bin/python benchmarks/peers/bench.py --peers edgetwin,modpoll --only small,hole --seconds 30
 
 Each tool is installed into a folder of its own under --work, and runs alone against a simulated PLC in a process of its
