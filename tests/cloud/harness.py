@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
+import hmac
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -298,3 +300,8 @@ def with_commands(config: Config, **changes: Any) -> Config:
 
 def as_json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
+
+
+def signed(topic: str, text: str, key: bytes) -> dict[str, str]:
+    """The body that carries `text` to this topic with its signature."""
+    return {"p": text, "sig": hmac.new(key, f"{topic}\n{text}".encode(), hashlib.sha256).hexdigest()}

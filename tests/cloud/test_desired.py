@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import time
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from agent.cloud.worker import Superseded
 from agent.config.types import Secret
 from agent.twin.records import Ask, Outcome
 from tests.brokers import Mosquitto, TcpProxy, needs_mosquitto
-from tests.cloud.harness import BASE, Agent, Doors, Ear, make_config, wait_until, with_commands
+from tests.cloud.harness import BASE, Agent, Doors, Ear, make_config, signed, wait_until, with_commands
 
 # -- the rules, without a broker ------------------------------------------------------------------------------------
 
@@ -187,8 +185,7 @@ class Test:
             desired(ear, 9, press1__target=1)
             agent.wait_event("command_refused")
             text = json.dumps({"ver": 1, "set": {"press1/target": 2}})
-            sig = hmac.new(b"key", f"{BASE}/desired\n{text}".encode(), hashlib.sha256).hexdigest()
-            ear.say("desired", {"p": text, "sig": sig}, retain=True)
+            ear.say("desired", signed(f"{BASE}/desired", text, b"key"), retain=True)
             assert acked(ear, 1)["applied"] == ["press1/target"]
             assert [ask.value for ask in agent.doors.asked] == [2]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ from agent.cloud import commands
 from agent.config.types import Config
 from tests.brokers import Mosquitto
 from tests.cloud.harness import Agent, Ear
+from tests.cloud.harness import signed as signed_body
 from tests.keys.press import plant
 from tests.keys.table import configured, effect
 
@@ -57,9 +56,7 @@ def test_hmac(tmp_path: Path) -> None:
                 body: dict[str, Any] = {"id": "one", "ts": now, "exp": now + 60_000}
                 topic = "edgetwin/v1/line4/cmd/status"
                 if signed:
-                    text = json.dumps(body)
-                    sig = hmac.new(b"secret", f"{topic}\n{text}".encode(), hashlib.sha256).hexdigest()
-                    body = {"p": text, "sig": sig}
+                    body = signed_body(topic, json.dumps(body), b"secret")
                 ear.say("cmd/status", body)
                 ear.wait(lambda: bool(ear.of("event")), "its audit")
                 ear.listen(0.3)
