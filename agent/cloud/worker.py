@@ -95,7 +95,6 @@ class Cloud:
     ) -> None:
         assert config.gateway is not None
         self._config = config
-        self._boot = boot
         self._clock = clock
         self._calendar = Calendar(clock, boot)
         self._on_event = on_event or (lambda event: None)
@@ -361,7 +360,7 @@ class Cloud:
             stamp.ms(rows[0].t),
             sum(len(row.tags) for row in rows),
             payload.encode(body),
-            self._boot,
+            self._calendar.boot,
             stamp.synced,
         )
         if self._config.mqtt.flat and self._uplink.online:
@@ -371,7 +370,7 @@ class Cloud:
 
     def _retimed(self, batch: Batch) -> bytes:
         """A batch's body, its times put right where it was made before the clock was set, in this boot."""
-        if batch.synced or batch.boot != self._boot or not self._calendar.synced:
+        if batch.synced or batch.boot != self._calendar.boot or not self._calendar.synced:
             return batch.body
         return payload.encode(payload.retimed(json.loads(batch.body), self._calendar.ms))
 
@@ -422,7 +421,7 @@ class Cloud:
     def _watch_clock(self) -> None:
         synced, change = self._calendar.synced, self._calendar.look()
         if synced and abs(change.moved) >= CLOCK_SET_BY:
-            self._store.clock_moved(self._boot, round(1000 * change.moved))
+            self._store.clock_moved(self._calendar.boot, round(1000 * change.moved))
         if change.set:
             self._inbox.clock_set()
 

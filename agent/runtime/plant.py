@@ -41,8 +41,8 @@ SCANS_WITHIN = 30.0
 TICKS_WITHIN = 10.0
 """The same for the loops' ticks."""
 
-State = tuple[bytes | None, bytes | None, dict[str, Any], dict[str, Any]]
-"""Models, commissionings that are not finished, loops and counters as they are written to disk."""
+State = tuple[bytes | None, bytes | None, dict[str, Any]]
+"""Models, commissionings that are not finished, and counters as they are written to disk."""
 
 
 class Plant:
@@ -93,6 +93,7 @@ class Plant:
             on_change=self._on_loops,
         )
         self.loops.restore(state.load_json(state_dir, state.LOOPS))
+        self._kept_loops = self.loops.save()
         self.pipeline = self._make_pipeline()
 
     @property
@@ -172,7 +173,8 @@ class Plant:
         asyncio.get_running_loop().run_in_executor(None, self._save_loops)
 
     def _save_loops(self) -> None:
-        with self._saving:  # two threads could end in another order than they began
+        """The newest, whichever thread comes last: two could end in another order than they began."""
+        with self._saving:
             self._save_json(state.LOOPS, self._kept_loops)
 
     def _ahead(self, key: Key) -> Any:
@@ -247,23 +249,23 @@ class Plant:
         """What `write_state` takes; quick."""
         models = None if self.predictor is None else self.predictor.save()
         commissioning = None if self.health is None else self.health.save()
-        return models, commissioning, self.loops.save(), state.dump_counters(self.counters)
+        self._kept_loops = self.loops.save()
+        return models, commissioning, state.dump_counters(self.counters)
 
     def write_state(
         self,
         models: bytes | None,
         commissioning: bytes | None,
-        loops: dict[str, Any],
         counters: dict[str, Any],
     ) -> None:
-        """Writes what `state` gave; a full or broken disk is told, not fatal. Runs in a thread of its own."""
+        """Writes what `state` gave, and the loops; a full or broken disk is told, not fatal. Runs in a thread."""
         try:
             for name, content in ((state.MODELS, models), (state.COMMISSIONING, commissioning)):
                 if content is not None:
                     write_atomic(self._state_dir / name, content)
         except OSError as error:
             log.error("the models cannot be written to %s: %s", self._state_dir, error.strerror or error)
-        self._save_json(state.LOOPS, loops)
+        self._save_loops()
         self._save_json(state.COUNTERS, counters)
 
     def _save_json(self, name: str, content: dict[str, Any]) -> None:
