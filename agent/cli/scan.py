@@ -62,7 +62,7 @@ def line_url(text: str) -> Url:
     try:
         url = device_url(text)
     except Wrong as wrong:
-        raise argparse.ArgumentTypeError(f"{wrong}; {wrong.hint}" if wrong.hint else str(wrong)) from None
+        raise argparse.ArgumentTypeError(wrong.words) from None
     if url.scheme == "udp":
         raise argparse.ArgumentTypeError("udp:// is not built yet; use tcp://")
     return url
@@ -75,7 +75,7 @@ def seconds(text: str) -> float:
     try:
         value = scalars.duration(text)
     except scalars.Wrong as wrong:
-        raise argparse.ArgumentTypeError(f"{wrong}; {wrong.hint}" if wrong.hint else str(wrong)) from None
+        raise argparse.ArgumentTypeError(wrong.words) from None
     if not 0 <= value <= 60:
         raise argparse.ArgumentTypeError(f"{text} is not between 0s and 1m")
     return value
@@ -96,7 +96,7 @@ def span_of(text: str, most: int) -> tuple[int, int]:
     try:
         low, high = scalars.span(text)
     except scalars.Wrong as wrong:
-        raise argparse.ArgumentTypeError(f"{wrong}; {wrong.hint}" if wrong.hint else str(wrong)) from None
+        raise argparse.ArgumentTypeError(wrong.words) from None
     if low < 0 or high > most:
         raise argparse.ArgumentTypeError(
             f"'{text}' goes beyond {most}" if low >= 0 else f"'{text}' is below 0"

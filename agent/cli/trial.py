@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.cli.fault import Failure
+from agent.cli.fault import Failure, tell
 from agent.config.oneline import OneLine
 from agent.config.paths import state_dir
 
@@ -145,7 +145,7 @@ def _seconds(text: str | None) -> float | None:
     try:
         seconds = None if text is None else duration(text)
     except Wrong as wrong:
-        raise Failure(f"--for: {wrong}" + (f"; {wrong.hint}" if wrong.hint else ""), status=2) from None
+        raise Failure(f"--for: {wrong.words}", status=2) from None
     if seconds is not None and seconds <= 0:
         raise Failure(f"--for: {text} is no time to run", status=2)
     return seconds
@@ -160,7 +160,7 @@ def _checked(line: OneLine, path: Path, *, named: bool) -> tuple[str, Config]:
     try:
         text = oneline.text(line)
     except Wrong as wrong:
-        raise Failure(f"{wrong}" + (f"; {wrong.hint}" if wrong.hint else ""), status=2) from None
+        raise Failure(wrong.words, status=2) from None
     loaded = parse(text, str(path))
     words: dict[str, None] = {}  # each once: one --tag may give many tags
     for problem in (*loaded.problems, *for_run(loaded)):
@@ -170,9 +170,9 @@ def _checked(line: OneLine, path: Path, *, named: bool) -> tuple[str, Config]:
         if problem.severity == "error":
             words[told] = None
         else:
-            print(f"edgetwin: {told}", file=sys.stderr)
+            tell(f"edgetwin: {told}", priority=4)
     for told in list(words)[:-1]:
-        print(f"edgetwin: {told}", file=sys.stderr)
+        tell(f"edgetwin: {told}")
     if words or loaded.config is None:
         raise Failure(list(words)[-1], status=2)
     return text, read_only(loaded.config)

@@ -60,7 +60,7 @@ def _duration(text: str) -> float:
     try:
         return duration(text)
     except Wrong as wrong:
-        raise argparse.ArgumentTypeError(f"{wrong}; {wrong.hint}" if wrong.hint else str(wrong)) from None
+        raise argparse.ArgumentTypeError(wrong.words) from None
 
 
 def main(args: argparse.Namespace) -> int:

@@ -39,6 +39,11 @@ class Wrong(ValueError):
         super().__init__(what)
         self.hint = hint
 
+    @property
+    def words(self) -> str:
+        """What is wrong and, where it is known, what would be right."""
+        return f"{self}; {self.hint}" if self.hint else str(self)
+
 
 def shown(text: str) -> str:
     """Text for a message: on one line, cut where too long, in quotes."""
